@@ -1,0 +1,8 @@
+"""The operations of a packed decoder with low-rank adapters. Tensors and numbers in, tensors out; nothing here knows a config or a module.
+
+`__all__` is the list of operations; `structcot_kernels.reference` specifies each of them in plain PyTorch.
+"""
+
+from structcot_kernels.reference import attention_varlen, linear_cross_entropy, lora_linear, rms_norm, rope, swiglu
+
+__all__ = ["attention_varlen", "linear_cross_entropy", "lora_linear", "rms_norm", "rope", "swiglu"]

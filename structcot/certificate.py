@@ -1,0 +1,140 @@
+"""Proof that what was exported is what was trained: the files are loaded by plain transformers and PEFT and compared with the live model.
+
+All comparisons run on one held-out prompt's tokens in the run's own dtype. KL divergences are means over positions, in nats. Rounding in
+bf16 makes two correct implementations differ, so the bar is set by what the training changed: the reloaded model must be at least 10 times
+closer to the live one than the base model is, or closer than FLOOR_NATS.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from structcot.config import Config
+from structcot.data.batch import MicroBatch
+from structcot.errors import ExportError
+from structcot.export_files import ADAPTER_WEIGHTS
+from structcot.files import write_json
+from structcot.model.decoder import Decoder
+from structcot.model.lora import adapters_of
+
+FLOOR_NATS = 1e-4
+MARGIN = 10.0
+
+
+def certify_adapter(model: Decoder, model_dir: Path, config: Config, adapter_dir: Path, probe: MicroBatch) -> dict[str, Any]:
+    """Reload the adapter in plain PEFT, compare, write certificate.json beside it and return its content.
+
+    Raises:
+        ExportError: if names, shapes or values are not those of the live model, every B is zero, or the logits differ.
+    """
+    from peft import PeftModel
+
+    certificate = _check_files(model, adapter_dir)
+    live_MV = _live_logits(model, probe)
+    base = _plain_model(model_dir, config)
+    base_MV = _plain_logits(base, probe)
+    with torch.no_grad():
+        reloaded = PeftModel.from_pretrained(base, str(adapter_dir))
+        reloaded_MV = _plain_logits(reloaded, probe)
+        merged = reloaded.merge_and_unload()
+        merged_MV = _plain_logits(merged, probe)
+    certificate |= {
+        "peft_version": metadata.version("peft"),
+        "transformers_version": metadata.version("transformers"),
+        "kl_base_to_live": kl_nats(base_MV, live_MV),
+        "kl_reloaded_to_live": kl_nats(reloaded_MV, live_MV),
+        "kl_merged_to_adapter": kl_nats(merged_MV, reloaded_MV),
+        "relative_logit_difference": _relative(reloaded_MV, live_MV),
+        "probe_tokens": probe.num_tokens,
+    }
+    return _judge(certificate, adapter_dir, certificate["kl_reloaded_to_live"])
+
+
+def certify_model(model: Decoder, model_dir: Path, config: Config, export_dir: Path, probe: MicroBatch) -> dict[str, Any]:
+    """Reload a whole exported checkpoint in plain transformers, compare, write certificate.json beside it and return its content.
+
+    Raises:
+        ExportError: if the logits differ.
+    """
+    live_MV = _live_logits(model, probe)
+    base_MV = _plain_logits(_plain_model(model_dir, config), probe)
+    exported_MV = _plain_logits(_plain_model(export_dir, config), probe)
+    certificate = {
+        "transformers_version": metadata.version("transformers"),
+        "kl_base_to_live": kl_nats(base_MV, live_MV),
+        "kl_exported_to_live": kl_nats(exported_MV, live_MV),
+        "relative_logit_difference": _relative(exported_MV, live_MV),
+        "probe_tokens": probe.num_tokens,
+    }
+    return _judge(certificate, export_dir, certificate["kl_exported_to_live"])
+
+
+def kl_nats(from_MV: Tensor, to_MV: Tensor) -> float:
+    """Mean over positions of KL(softmax(from) || softmax(to))."""
+    return float(F.kl_div(to_MV.log_softmax(-1), from_MV.log_softmax(-1), log_target=True, reduction="batchmean"))
+
+
+def _judge(certificate: dict[str, Any], directory: Path, distance: float) -> dict[str, Any]:
+    certificate["passed"] = distance <= max(FLOOR_NATS, certificate["kl_base_to_live"] / MARGIN)
+    write_json(directory / "certificate.json", certificate)
+    if not certificate["passed"]:
+        raise ExportError(
+            f"{directory}: the reloaded model differs from the trained one by {distance:.2e} nats a token, where training moved the base by"
+            f" {certificate['kl_base_to_live']:.2e}; do not use these files, and report the versions in certificate.json"
+        )
+    return certificate
+
+
+def _check_files(model: Decoder, adapter_dir: Path) -> dict[str, Any]:
+    """Names, shapes and values of the saved adapter against the live one, bit for bit."""
+    saved = load_file(adapter_dir / ADAPTER_WEIGHTS)
+    live = {}
+    for name, pair in adapters_of(model):
+        live[f"base_model.model.{name}.lora_A.weight"] = pair.lora_A.detach().cpu()
+        live[f"base_model.model.{name}.lora_B.weight"] = pair.lora_B.detach().cpu()
+    differing = [
+        name for name in saved.keys() | live.keys() if name not in saved or name not in live or not torch.equal(saved[name], live[name])
+    ]
+    if differing:
+        raise ExportError(
+            f"{adapter_dir / ADAPTER_WEIGHTS}: {len(differing)} tensors are not those of the model, first {sorted(differing)[0]}"
+        )
+    num_zero = sum(not tensor.any() for name, tensor in saved.items() if ".lora_B." in name)
+    if num_zero == len(saved) // 2:
+        raise ExportError(f"{adapter_dir / ADAPTER_WEIGHTS}: every lora_B is zero, so the adapter does nothing; was a step trained?")
+    return {"tensors": len(saved), "zero_lora_B": num_zero, "equal_to_live": True}
+
+
+def _plain_model(model_dir: Path, config: Config):
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    dtype = getattr(torch, config.train.dtype)
+    return AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=dtype, use_safetensors=True, trust_remote_code=False).eval()
+
+
+@torch.no_grad()
+def _plain_logits(model, probe: MicroBatch) -> Tensor:
+    logits_TV = model(input_ids=probe.tokens_T.cpu().unsqueeze(0)).logits.squeeze(0)
+    return logits_TV[probe.rows_M.cpu()].float()
+
+
+@torch.no_grad()
+def _live_logits(model: Decoder, probe: MicroBatch) -> Tensor:
+    was_training = model.training
+    model.eval()
+    logits_MV = model.logits(probe).cpu()
+    model.train(was_training)
+    return logits_MV
+
+
+def _relative(got_MV: Tensor, wanted_MV: Tensor) -> float:
+    return float((got_MV - wanted_MV).norm() / wanted_MV.norm())

@@ -1,0 +1,126 @@
+"""The command line: `structcot NAME ...` and `python -m structcot.NAME ...` are the same.
+
+Each command imports what it needs when it runs, so `--help` answers at once. What the user can mend ends in one message and exit status 2,
+a failed run in 1, a run stopped by a signal after a complete checkpoint in 75.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from structcot import __version__
+from structcot.config import load_config
+from structcot.errors import StructcotError
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of the run")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values that beat the file, e.g. train.learning_rate=2e-4")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the same facts as JSON")]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """Train long-chain-of-thought reasoners from few demonstrations, and ask what in a demonstration teaches."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="a path, a hub id, smollm2-135m, or countdown")],
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="where to put it")] = None,
+    revision: Annotated[str, typer.Option(help="branch, tag or commit on the hub")] = "main",
+    num_records: Annotated[int, typer.Option(min=1, help="countdown: how many demonstrations")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="countdown: seed of problems, search and wording")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Put a model or data set on disk and print its path."""
+    from structcot.fetch import fetch as fetch_to_disk
+
+    path = fetch_to_disk(name, to, revision=revision, num_records=num_records, seed=seed)
+    print(path)
+    _write_json(json_file, {"name": name, "path": str(path)})
+
+
+@app.command()
+def prepare(config: ConfigFile, overrides: Overrides = None, json_file: JsonFile = None) -> None:
+    """Read, render, mask, check and plan the data; writes OUTPUT/data and trains nothing."""
+    from structcot.ready import prepare as prepare_run
+    from structcot.rundir import locked
+
+    loaded = load_config(config, overrides or ())
+    output_dir = Path(loaded.output_dir)
+    with locked(output_dir):
+        prepare_run(loaded, lambda: False)
+    facts = json.loads((output_dir / "data" / "plan.json").read_text(encoding="utf-8"))
+    for key, value in facts.items():
+        if not isinstance(value, dict):
+            print(f"{key:20} {value}")
+    _write_json(json_file, facts)
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train, or go on where a complete checkpoint lies in the output directory; ends with the exported adapter or model."""
+    from structcot.train import train as train_run
+
+    train_run(load_config(config, overrides or ()))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="output directory of a run")],
+    merge: Annotated[bool, typer.Option("--merge", help="also write base and adapter merged, as a Hugging Face checkpoint")] = False,
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="where to write adapter/ and model/; default: into RUN")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Write what a run has learned as a PEFT adapter, checked by reloading it, and as a merged model on request."""
+    from structcot.export import export_run
+
+    exports = export_run(run, merge=merge, to=to)
+    for one in exports:
+        print(f"{one.path}\n  {one.serve_command}")
+    _write_json(json_file, {one.path.name: {"path": str(one.path), "serve": one.serve_command} for one in exports})
+
+
+def main() -> None:
+    """Entry point of `structcot`."""
+    _guarded(sys.argv[1:])
+
+
+def run_command(name: str) -> None:
+    """Entry point of `python -m structcot.NAME`."""
+    _guarded([name, *sys.argv[1:]])
+
+
+def _guarded(arguments: list[str]) -> None:
+    """Run a command; errors that are the user's or the run's own end in one message."""
+    # Tokenizers warn on every fork once they have run in threads; nothing here forks after that.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app(args=arguments, prog_name="structcot")
+    except StructcotError as error:
+        print(f"structcot: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except OSError as error:
+        print(f"structcot: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _write_json(path: Path | None, facts: object) -> None:
+    if path is not None:
+        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Export: the weights of a run as files that other tools load, each with a certificate that it does what was trained.
+
+Run as `python -m structcot.export RUN`, or `structcot export RUN`. Needs the run directory and the base model, not the data.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from structcot.certificate import certify_adapter, certify_model
+from structcot.checkpoint import complete_checkpoints, load_latest, read_state
+from structcot.config import Config, load_config
+from structcot.data.batch import MicroBatch, pack
+from structcot.data.render import IGNORE, KINDS, RenderedSample, load_tokenizer
+from structcot.device import choose_device
+from structcot.errors import ExportError
+from structcot.export_files import Export, export_adapter, export_model
+from structcot.fetch import resolve_model
+from structcot.model.decoder import Decoder
+from structcot.model.weights import build_model, weights_fingerprint
+from structcot.optim import make_optimizer
+from structcot.rundir import locked
+
+PROBE_TOKENS = 512
+"""Tokens of the run's proof sample on which logits are compared."""
+
+
+def export_run(run_dir: Path, *, merge: bool, to: Path | None) -> list[Export]:
+    """Export the newest checkpoint of a run, finished or not, to `run_dir` or to the directory `to`.
+
+    Raises:
+        ExportError: if there is no checkpoint, or the files do not reload as what was trained.
+        MismatchError: if the base model is not the one that was trained on.
+    """
+    paths = complete_checkpoints(run_dir / "checkpoints")
+    if not paths:
+        raise ExportError(f"{run_dir}: holds no complete checkpoint; give the output_dir of a run that has saved one")
+    config = load_config(run_dir / "config.toml").model_copy(update={"output_dir": str(run_dir)})
+    with locked(run_dir):
+        model_dir = resolve_model(config.model_name_or_path, config.revision)
+        model = build_model(model_dir, config, choose_device())
+        wanted = replace(read_state(paths[0]), weights_sha256=weights_fingerprint(model_dir))
+        load_latest(run_dir / "checkpoints", wanted, model, make_optimizer(model.parameters(), config.train))
+        return export_trained(model, model_dir, config, to or run_dir, merge=merge)
+
+
+def export_trained(model: Decoder, model_dir: Path, config: Config, to: Path, *, merge: bool = False) -> list[Export]:
+    """Write and certify `to`/adapter after LoRA, `to`/model after full fine-tuning or to hold base and adapter merged.
+
+    Raises:
+        ExportError: if the files do not reload as what was trained.
+    """
+    tokenizer = load_tokenizer(model_dir)
+    probe = read_probe(Path(config.output_dir) / "data" / "proof.json")
+    exports = []
+    if config.tuning.method == "lora":
+        exports.append(export_adapter(model, model_dir, tokenizer, config, to / "adapter"))
+        certify_adapter(model, model_dir, config, exports[-1].path, probe)
+    if merge or config.tuning.method == "full":
+        exports.append(export_model(model, model_dir, tokenizer, to / "model"))
+        certify_model(model, model_dir, config, exports[-1].path, probe)
+    return exports
+
+
+def read_probe(path: Path) -> MicroBatch:
+    """The head of the run's proof sample as a micro-batch, every token of it a row, so that logits can be compared everywhere.
+
+    Raises:
+        ExportError: if it cannot be read.
+    """
+    try:
+        ids = [piece["id"] for piece in json.loads(path.read_text(encoding="utf-8"))["pieces"]][:PROBE_TOKENS]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{path}: cannot be read: {error!r}; run structcot prepare on the run's config to write it again") from error
+    tokens_T = np.array(ids, dtype=np.int32)
+    labels_T = np.append(tokens_T[1:], np.int32(IGNORE))
+    kinds_T = np.where(labels_T == IGNORE, KINDS.index("none"), KINDS.index("prompt")).astype(np.uint8)
+    sample = RenderedSample(
+        source=str(path),
+        origin=str(path),
+        tokens_T=tokens_T,
+        labels_T=labels_T,
+        kinds_T=kinds_T,
+        truncated=False,
+        merged_start=False,
+        prompt_differs=False,
+    )
+    return pack([sample])
+
+
+if __name__ == "__main__":
+    from structcot.cli import run_command
+
+    run_command("export")

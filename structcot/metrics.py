@@ -1,0 +1,175 @@
+"""What is known of a step, and the places where it is written: metrics.jsonl always, trackers where `log.report_to` names them.
+
+metrics.jsonl is append-only, one object a step; at a resume the lines after the checkpoint are cut away, so each step stands there once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from structcot.config import Config
+from structcot.errors import ConfigError
+
+Metrics = dict[str, float | int | None]
+Tracker = Callable[[int, Metrics], None]
+
+TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """One optimizer step: losses are means over supervised tokens of the whole step, None where a part has none; tokens are real ones."""
+
+    step: int
+    epoch: float
+    loss: float
+    loss_thought: float | None
+    loss_solution: float | None
+    loss_end: float | None
+    loss_by_source: dict[str, float]
+    grad_norm: float
+    learning_rate: float
+    num_tokens: int
+    step_tokens: int
+    step_supervised_tokens: int
+    step_seconds: float
+    data_seconds: float
+    mfu: float
+    hfu: float
+    peak_gib: float
+    eval_loss: float | None = None
+
+    def to_metrics(self) -> Metrics:
+        """The object of metrics.jsonl."""
+        metrics: Metrics = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "train/loss": self.loss,
+            "train/grad_norm": self.grad_norm,
+            "train/learning_rate": self.learning_rate,
+            "train/num_tokens": self.num_tokens,
+            "data/step_tokens": self.step_tokens,
+            "data/step_supervised_tokens": self.step_supervised_tokens,
+            "loss/thought": self.loss_thought,
+            "loss/solution": self.loss_solution,
+            "loss/end": self.loss_end,
+            "perf/tokens_per_second": self.step_tokens / self.step_seconds,
+            "perf/supervised_tokens_per_second": self.step_supervised_tokens / self.step_seconds,
+            "perf/mfu_4n": self.mfu,
+            "perf/hfu": self.hfu,
+            "memory/peak_gib": self.peak_gib,
+            "time/step_seconds": self.step_seconds,
+            "time/data_seconds": self.data_seconds,
+        }
+        metrics |= {f"loss/source/{name}": loss for name, loss in self.loss_by_source.items()}
+        if self.eval_loss is not None:
+            metrics["eval/loss"] = self.eval_loss
+        return metrics
+
+
+class MetricsFile:
+    """metrics.jsonl of a run, opened to go on after step `last_step`."""
+
+    def __init__(self, path: Path, last_step: int):
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= last_step]
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, metrics: Metrics) -> None:
+        """Write one step; a reader sees whole lines only."""
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make what was appended survive a power cut; called before a checkpoint counts as complete."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[Metrics]:
+    """Every whole line of a metrics.jsonl; a line that is being written is left out."""
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+def open_trackers(config: Config) -> list[Tracker]:
+    """A function for each name in `log.report_to` that takes a step's number and metrics.
+
+    Raises:
+        ConfigError: if a tracker's package is not installed.
+    """
+    openers = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}
+    return [openers[name](config) for name in config.log.report_to]
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Find out before training that a tracker is missing.
+
+    Raises:
+        ConfigError: naming the package to install.
+    """
+    for name in names:
+        package = TRACKER_PACKAGES[name]
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f'log.report_to: "{name}" needs the package {package}; run pip install {package}, or remove it from the list')
+
+
+def _tensorboard(config: Config) -> Tracker:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(Path(config.output_dir) / "tensorboard"))
+
+    def track(step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            if value is not None and name != "step":
+                writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return track
+
+
+def _wandb(config: Config) -> Tracker:
+    wandb = importlib.import_module("wandb")
+    run = wandb.init(project="structcot", name=Path(config.output_dir).name, config=_values(config), dir=config.output_dir, resume="allow")
+    return lambda step, metrics: run.log(_present(metrics), step=step)
+
+
+def _trackio(config: Config) -> Tracker:
+    trackio = importlib.import_module("trackio")
+    run = trackio.init(project="structcot", name=Path(config.output_dir).name, config=_values(config), resume="allow")
+    return lambda step, metrics: run.log(_present(metrics), step=step)
+
+
+def _mlflow(config: Config) -> Tracker:
+    mlflow = importlib.import_module("mlflow")
+    mlflow.set_experiment("structcot")
+    mlflow.start_run(run_name=Path(config.output_dir).name)
+    mlflow.log_dict(_values(config), "config.json")
+    return lambda step, metrics: mlflow.log_metrics(_present(metrics), step=step)
+
+
+def _values(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def _present(metrics: Metrics) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
+
+
+def _whole_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return lines[:-1]  # what follows the last newline is empty, or half a line of a run that was killed

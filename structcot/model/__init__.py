@@ -1,0 +1,1 @@
+"""The decoder that is trained: its shape, its weights, its adapters."""

@@ -1,0 +1,95 @@
+"""Everything that a run knows before its first step: model directory, tokenizer, samples and the plan of every step.
+
+Run as `python -m structcot.prepare CONFIG`, or `structcot prepare CONFIG`, to see and check the data without training.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from structcot.config import Config
+from structcot.console import say
+from structcot.data.plan import StepPlan, imbalance, make_plan
+from structcot.data.render import load_tokenizer
+from structcot.errors import ConfigError
+from structcot.fetch import resolve_model
+from structcot.files import write_json
+from structcot.model.spec import ModelSpec, read_spec
+from structcot.prepare import PreparedData, length_histogram, prepare_samples, write_data_files
+from structcot.rundir import write_config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Where the model lies, its shape and tokenizer, the samples, and which of them make which step (numbers into `data.train_indices`)."""
+
+    model_dir: Path
+    spec: ModelSpec
+    tokenizer: object
+    data: PreparedData
+    plan: StepPlan
+    hashes: dict[str, str]
+
+
+def prepare(config: Config, should_stop: Callable[[], bool]) -> Prepared:
+    """Read, render, check and plan the data of `config`, and write config.toml and data/ into its output directory.
+
+    Raises:
+        DataError: listing every bad record.
+        ConfigError, ModelError, FetchError: if a path, the model or a setting is wrong.
+        Interrupted: if `should_stop` said so between chunks of records.
+    """
+    model_dir = resolve_model(config.model_name_or_path, config.revision)
+    spec = read_spec(model_dir)
+    tokenizer = load_tokenizer(model_dir)
+    output_dir = Path(config.output_dir)
+    write_config(config, output_dir)
+    data = prepare_samples(config, tokenizer, model_dir, should_stop)
+    for warning in data.warnings:
+        say(f"note: {warning}")
+    weights = np.array([source.weight for source in config.data.train])[data.train.origins_S[data.train_indices]]
+    plan = make_plan(data.lengths_S, config.train, config.seed, None if (weights == 1.0).all() else weights)
+    _need_room_for_longest(config, data)
+    write_data_files(output_dir, data, tokenizer, config)
+    write_json(output_dir / "data" / "plan.json", plan_facts(config, spec, data, plan))
+    hashes = {
+        **data.train.sha256,
+        "plan": plan.sha256,
+        "config": config.sha256,
+    }
+    return Prepared(model_dir=model_dir, spec=spec, tokenizer=tokenizer, data=data, plan=plan, hashes=hashes)
+
+
+def plan_facts(config: Config, spec: ModelSpec, data: PreparedData, plan: StepPlan) -> dict[str, object]:
+    """What plan.json says: counts of samples and tokens, steps, and how evenly they lie over this number of ranks and over others."""
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+
+    def evenness(ranks: int) -> float:
+        max_tokens = config.parallel.max_tokens_per_microbatch
+        return imbalance(plan, num_ranks=ranks, max_tokens=max_tokens, attention_ratio=spec.attention_ratio)
+
+    return {
+        **data.summary(),
+        "steps": plan.num_steps,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "imbalance": evenness(num_ranks),
+        "imbalance_by_ranks": {str(ranks): evenness(ranks) for ranks in (1, 2, 4, 8, 16)},
+        "hash": plan.sha256,
+        "length_histogram": length_histogram(data.lengths_S),
+    }
+
+
+def _need_room_for_longest(config: Config, data: PreparedData) -> None:
+    lengths = [int(data.lengths_S.max())]
+    if data.eval is not None:
+        lengths.append(int(data.eval.lengths_S[data.eval_indices].max()))
+    if max(lengths) > config.parallel.max_tokens_per_microbatch:
+        raise ConfigError(
+            f"parallel.max_tokens_per_microbatch: got {config.parallel.max_tokens_per_microbatch}, but the longest sample has"
+            f' {max(lengths)} tokens and none is cut; raise it to {max(lengths)}, or lower data.max_length with data.overlong = "drop"'
+        )

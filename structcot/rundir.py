@@ -1,0 +1,77 @@
+"""The output directory of a run: one process at a time writes to it, and its manifest says what made it."""
+
+from __future__ import annotations
+
+import fcntl
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from structcot import __version__
+from structcot.config import Config
+from structcot.errors import ConfigError
+from structcot.files import write_json, write_text
+
+PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "datasets", "peft", "numpy", "flash-attn", "liger-kernel")
+
+
+@contextmanager
+def locked(output_dir: Path) -> Iterator[None]:
+    """Make the directory and hold it for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        ConfigError: if the directory cannot be written, or another process holds it.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        file = (output_dir / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"output_dir: {output_dir} cannot be written: {error.strerror}; name a directory that can") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"output_dir: {output_dir} is in use by another run; wait for it, or name another directory") from error
+        yield
+
+
+def write_config(config: Config, output_dir: Path) -> None:
+    """Write the resolved config, loadable as it is."""
+    write_text(output_dir / "config.toml", config.to_toml())
+
+
+def write_manifest(output_dir: Path, hashes: dict[str, str], device: dict[str, Any]) -> None:
+    """Write manifest.json: `hashes` are the sha256 of everything that went in, by name."""
+    manifest = {
+        "structcot": __version__,
+        "sha256": hashes,
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "devices": device,
+    }
+    write_json(output_dir / "manifest.json", manifest)
+
+
+def git_commit() -> str:
+    """The commit this package runs from, with `+changed` where files differ from it; empty outside a checkout."""
+    checkout = Path(__file__).parent.parent
+    if not (checkout / ".git").exists():
+        return ""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f"{commit}+changed" if changed else commit
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
