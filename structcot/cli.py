@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ import typer
 
 from structcot import __version__
 from structcot.config import load_config
-from structcot.errors import StructcotError
+from structcot.errors import ConfigError, StructcotError
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of the run")]
 Overrides = Annotated[
@@ -42,12 +43,16 @@ def fetch(
     revision: Annotated[str, typer.Option(help="branch, tag or commit on the hub")] = "main",
     num_records: Annotated[int, typer.Option(min=1, help="countdown: how many demonstrations")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="countdown: seed of problems, search and wording")] = 0,
+    difficulty: Annotated[str, typer.Option(help="countdown: easy (3 or 4 numbers), medium, or hard (6 numbers, long searches)")] = "easy",
     json_file: JsonFile = None,
 ) -> None:
     """Put a model or data set on disk and print its path."""
+    from structcot.countdown import DIFFICULTIES
     from structcot.fetch import fetch as fetch_to_disk
 
-    path = fetch_to_disk(name, to, revision=revision, num_records=num_records, seed=seed)
+    if difficulty not in DIFFICULTIES:
+        raise ConfigError(f'--difficulty: got "{difficulty}"; use one of {", ".join(DIFFICULTIES)}')
+    path = fetch_to_disk(name, to, revision=revision, num_records=num_records, seed=seed, difficulty=DIFFICULTIES[difficulty])
     print(path)
     _write_json(json_file, {"name": name, "path": str(path)})
 
@@ -91,6 +96,24 @@ def export(
     for one in exports:
         print(f"{one.path}\n  {one.serve_command}")
     _write_json(json_file, {one.path.name: {"path": str(one.path), "serve": one.serve_command} for one in exports})
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="output directory of a finished run")],
+    num_prompts: Annotated[int, typer.Option(min=1, help="how many held-out prompts to answer")] = 2,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer")] = 600,
+    json_file: JsonFile = None,
+) -> None:
+    """Answer held-out prompts with what a run has learned: a look, not a measurement."""
+    from structcot.generate import generate as generate_answers
+
+    completions = generate_answers(run, num_prompts=num_prompts, max_new_tokens=max_new_tokens)
+    for one in completions:
+        print(
+            f"{one.source}: {'finished' if one.finished else 'cut off'}, {'thought, then solution' if one.structured else 'no structure'}"
+        )
+    _write_json(json_file, [asdict(one) for one in completions])
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
-from structcot import countdown_words as words
+import structcot.countdown_words as words
 from structcot.countdown_check import verify
 from structcot.errors import ConfigError
 

@@ -59,7 +59,7 @@ def fetch(
     if name == SMOLLM2:
         return _fetch_smollm2(to or cache_directory() / "models" / SMOLLM2)
     path = Path(name).expanduser()
-    if path.exists():
+    if name and path.exists():
         return _fetch_local(path, to)
     if not HUB_ID.fullmatch(name):
         raise ConfigError(f'fetch: "{name}" is no file or directory here and no name that is known; use {WHAT_CAN_BE_FETCHED}')
@@ -88,7 +88,7 @@ def check_model_directory(path: Path) -> None:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: has no config.json; give the directory of a Hugging Face model")
     for name in ("config.json", "tokenizer_config.json"):
-        if (path / name).is_file() and "auto_map" in _read_object(path / name):
+        if (path / name).is_file() and _read_object(path / name).get("auto_map"):
             raise ModelError(
                 f'{path / name}: "auto_map": needs remote code, which is never executed; use a model that transformers has built in'
             )
@@ -193,8 +193,10 @@ def _fetch_local(path: Path, to: Path | None) -> Path:
 
 def _fetch_hub(name: str, revision: str, to: Path | None) -> Path:
     label = f"{name}@{revision}"
-    if to is not None and _is_fetched(to, label):
-        return _main_path(to)
+    if to is not None:
+        if _is_fetched(to, label):
+            return _main_path(to)
+        _check_replaceable(to, label)
     snapshot = find_snapshot(name, revision)
     if snapshot.kind == "model":
         check_model_directory(snapshot.directory)

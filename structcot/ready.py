@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from structcot.model.spec import ModelSpec, read_spec
 from structcot.prepare import PreparedData, length_histogram, prepare_samples, write_data_files
 from structcot.rundir import write_config
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
@@ -30,7 +34,7 @@ class Prepared:
 
     model_dir: Path
     spec: ModelSpec
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerFast
     data: PreparedData
     plan: StepPlan
     hashes: dict[str, str]

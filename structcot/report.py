@@ -42,17 +42,15 @@ def write_report(run_dir: Path) -> Path:
     """Write `run_dir/report.html` in one piece and return its path. Readers see the old page or the new one, never half of one.
 
     Raises:
-        ConfigError: if `run_dir` is no directory or cannot be written to.
+        ConfigError: if `run_dir` is no directory.
+        OSError: if it cannot be written to.
     """
     if not run_dir.is_dir():
         raise ConfigError(f"{run_dir}: is no directory; give the output_dir of a run")
     page = render_report(read_run(run_dir))
     path = run_dir / "report.html"
-    try:
-        # A lone surrogate, which JSON can hold and UTF-8 cannot, comes out as its escape.
-        write_text(path, page.encode("utf-8", errors="backslashreplace").decode("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: the report cannot be written: {error.strerror}; make room or give write permission") from error
+    # A lone surrogate, which JSON can hold and UTF-8 cannot, comes out as its escape.
+    write_text(path, page.encode("utf-8", errors="backslashreplace").decode("utf-8"))
     return path
 
 

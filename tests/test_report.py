@@ -324,7 +324,7 @@ def test_failed_write_keeps_the_old_page_and_leaves_nothing(run_dir: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(ConfigError, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device"):
         write_report(run_dir)
     assert (run_dir / "report.html").read_text(encoding="utf-8") == old
     assert not [path for path in run_dir.iterdir() if path.name.startswith(".report")]

@@ -119,8 +119,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden_MD = torch.empty_like(hidden_MD) if need_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
         rows_at_once = max(1, CHUNK_ELEMENTS // weight_VD.shape[0])
-        for rows in torch.arange(hidden_MD.shape[0], device=hidden_MD.device).split(rows_at_once):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        for start in range(0, hidden_MD.shape[0], rows_at_once):
+            part = slice(start, start + rows_at_once)
             logits_mV = (hidden_MD[part] @ weight.T).float()
             target_m1 = labels_M[part].unsqueeze(1)
             total_m1 = logits_mV.logsumexp(-1, keepdim=True)

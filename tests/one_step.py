@@ -1,0 +1,89 @@
+"""One training step in memory, and the comparison of what two ways of making it give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structcot.checkpoint import TrainState
+from structcot.config import Config
+from structcot.data.batch import MicroBatch
+from structcot.data.loader import Feed
+from structcot.data.plan import make_plan
+from structcot.data.render import RenderedSample
+from structcot.model.decoder import Decoder
+from structcot.optim import make_optimizer
+from structcot.signals import StopFlag
+from structcot.train import Run
+from structcot_kernels import linear_cross_entropy
+
+
+@dataclass(frozen=True)
+class MemoryStore:
+    """Samples in memory, read as a SampleStore is."""
+
+    samples: Sequence[RenderedSample]
+
+    def sample(self, index: int) -> RenderedSample:
+        return self.samples[index]
+
+
+def make_run(model: Decoder, samples: Sequence[RenderedSample], config: Config, dropout_seed: int | None = None) -> tuple[Run, TrainState]:
+    """Build what `structcot.train.train_step` needs to train `model` on `samples`, and the state before the first step."""
+    plan = make_plan([len(sample.tokens_T) for sample in samples], config.train, config.seed)
+    device = torch.device("cpu")
+    feed = Feed(
+        store=MemoryStore(samples),  # type: ignore[arg-type]
+        indices_S=np.arange(len(samples)),
+        plan=plan,
+        max_tokens=config.parallel.max_tokens_per_microbatch,
+        attention_ratio=model.spec.attention_ratio,
+        device=device,
+        dropout_seed=dropout_seed,
+    )
+    run = Run(
+        config=config,
+        output_dir=Path(config.output_dir),
+        device=device,
+        prepared=SimpleNamespace(plan=plan),  # type: ignore[arg-type]
+        feed=feed,
+        model=model,
+        optimizer=make_optimizer(model.parameters(), config.train),
+        peak_flops=1e12,
+        stop=StopFlag(),
+    )
+    return run, TrainState(step=0, num_tokens=0, identity=config.identity(), plan_sha256=plan.sha256, weights_sha256="")
+
+
+def loss_and_gradients(model: Decoder, batches: Sequence[MicroBatch]) -> tuple[float, dict[str, Tensor]]:
+    """Sum of the losses of `batches`, and its gradient by name of the trained parameter, as it stands after all of them."""
+    model.zero_grad(set_to_none=True)
+    total = 0.0
+    for batch in batches:
+        loss_sum, _ = linear_cross_entropy(model(batch), model.lm_head.weight, batch.labels_M)
+        loss_sum.backward()
+        total += loss_sum.item()
+    return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def relative_error(got: Tensor | float, wanted: Tensor | float) -> float:
+    """|got - wanted| / |wanted| in the Frobenius norm, taken in fp64; 0 where they are equal."""
+    got_64, wanted_64 = (torch.as_tensor(value, dtype=torch.float64) for value in (got, wanted))
+    assert got_64.shape == wanted_64.shape
+    if torch.equal(got_64, wanted_64):
+        return 0.0
+    return float((got_64 - wanted_64).norm() / wanted_64.norm())
+
+
+def assert_near(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float) -> None:
+    """Both hold the same names, and under each name tensors whose relative error is at most `tolerance`; nan never is."""
+    assert got.keys() == wanted.keys()
+    errors = {name: relative_error(got[name], wanted[name]) for name in wanted}
+    far = {name: error for name, error in errors.items() if not error <= tolerance}
+    assert not far
