@@ -1,9 +1,10 @@
 """Checkpoints that are complete or are not there.
 
 One checkpoint is a directory `checkpoints/step-000050/` of torch.distributed.checkpoint files and, written last, `state.json` with the size
-and hash of each of them. It is written under a temporary name and renamed, so a kill, a full disk or a power cut at any moment leaves the
-last complete one as it was; what is incomplete is passed over and cleared away at the next start. Only what is trained is saved: adapters
-(or all weights) and the optimizer's moments. There is no random state to keep: order, dropout and schedule are functions of the step.
+and hash of each of them and a hash of itself. It is written under a temporary name and renamed, so a kill, a full disk or a power cut at
+any moment leaves the last complete one as it was; what is incomplete is passed over and cleared away at the next start. Only what is
+trained is saved: adapters (or all weights) and the optimizer's moments. There is no random state to keep: order, dropout and schedule are
+functions of the step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ MARGIN_BYTES = 64 * 2**20
 class TrainState:
     """Where a run stands after `step` optimizer steps; `num_tokens` real tokens were read.
 
-    `identity` holds the config values that decide what is learned, `plan_sha256` the order of samples, `weights_sha256` the base model.
+    `identity` holds the config values and the hashes of the data that decide what is learned, `plan_sha256` the order of samples,
+    `weights_sha256` the base model.
     """
 
     step: int
@@ -68,7 +70,8 @@ def save_checkpoint(directory: Path, state: TrainState, model: nn.Module, optimi
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is meant
             save(tensors, checkpoint_id=temporary, no_dist=True)
         files = {path.name: _size_and_hash(path) for path in sorted(temporary.iterdir())}
-        write_json(temporary / STATE_FILE, {**asdict(state), "files": files})
+        content = {**asdict(state), "files": files}
+        write_json(temporary / STATE_FILE, {**content, "sha256": _hash(content)})
         sync_directory(temporary)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(temporary, final)
@@ -77,7 +80,7 @@ def save_checkpoint(directory: Path, state: TrainState, model: nn.Module, optimi
     except (OSError, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(_cannot_write(final, directory, error)) from error
-    for old in complete_checkpoints(directory)[keep:]:
+    for old in [path for path in complete_checkpoints(directory) if path != final][keep - 1 :]:
         (old / STATE_FILE).unlink()  # first: what is half removed must not look complete
         shutil.rmtree(old)
     return final
@@ -96,12 +99,13 @@ def load_latest(directory: Path, state: TrainState, model: nn.Module, optimizer:
     for leftover in {*directory.glob(f"{TEMPORARY_PREFIX}*"), *directory.glob(f"{PREFIX}*")} - set(paths):
         shutil.rmtree(leftover)
     for path in paths:
-        saved = read_state(path)
-        _same_run(path, saved, state)
-        damage = _damage(path)
-        if damage:
-            log.warning("%s: %s; trying the checkpoint before it", path, damage)
+        try:
+            saved = read_state(path)
+            _need_undamaged(path)
+        except CheckpointError as error:
+            log.warning("%s; trying the checkpoint before it", error)
             continue
+        _same_run(path, saved, state)
         tensors = _trained_tensors(model, optimizer)
         try:
             with warnings.catch_warnings():
@@ -109,10 +113,31 @@ def load_latest(directory: Path, state: TrainState, model: nn.Module, optimizer:
                 load(tensors, checkpoint_id=path, no_dist=True)
         except (OSError, CheckpointException) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}; remove it to resume from the one before") from error
+        write_text(directory / "LATEST", path.name + "\n")
         return saved
     if paths:
         raise CheckpointError(f"{directory}: every checkpoint is damaged; remove them to start again, or restore one from a copy")
     return state
+
+
+def need_same_run(directory: Path, identity: dict[str, Any]) -> None:
+    """Make sure that the newest checkpoint, if there is one, belongs to the run that is about to write beside it.
+
+    Raises:
+        MismatchError: naming what differs.
+    """
+    for path in complete_checkpoints(directory):
+        try:
+            saved = read_state(path)
+        except CheckpointError:
+            continue
+        return _same_run(path, saved, replace(saved, identity=identity))
+
+
+def last_complete(directory: Path) -> str:
+    """Text that names the newest complete checkpoint."""
+    paths = complete_checkpoints(directory)
+    return f"the last complete checkpoint is {paths[0]}" if paths else "there is no complete checkpoint yet"
 
 
 def complete_checkpoints(directory: Path) -> list[Path]:
@@ -125,15 +150,10 @@ def read_state(path: Path) -> TrainState:
     """The state that a checkpoint was written at.
 
     Raises:
-        CheckpointError: if state.json cannot be read.
+        CheckpointError: if state.json is damaged.
     """
-    try:
-        values = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        return TrainState(**{field.name: values[field.name] for field in fields(TrainState)})
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path / STATE_FILE}: cannot be read: {error!r}; remove this checkpoint to resume from the one before"
-        ) from error
+    values = _read_state_file(path)
+    return TrainState(**{field.name: values[field.name] for field in fields(TrainState)})
 
 
 def _trained_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -153,10 +173,8 @@ def _need_room(directory: Path, num_bytes: int) -> None:
 
 
 def _cannot_write(final: Path, directory: Path, error: BaseException) -> str:
-    complete = complete_checkpoints(directory)
-    kept = f"the last complete checkpoint is {complete[0]}" if complete else "there is no earlier checkpoint"
     cause = error if isinstance(error, OSError) else next(_roots(error), error)
-    return f"{final}: the checkpoint cannot be written: {cause}; {kept}; free some space and run the same command again"
+    return f"{final}: the checkpoint cannot be written: {cause}; {last_complete(directory)}; free some space and run the same command again"
 
 
 def _roots(error: BaseException) -> Iterator[BaseException]:
@@ -181,15 +199,27 @@ def _same_run(path: Path, saved: TrainState, current: TrainState) -> None:
         )
 
 
-def _damage(path: Path) -> str:
-    """What is wrong with the files of a checkpoint, or nothing."""
-    for name, (size, sha256) in json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["files"].items():
-        file = path / name
-        if Path(name).name != name or not file.is_file():
-            return f"{name} is missing"
-        if _size_and_hash(file) != [size, sha256]:
-            return f"{name} is damaged"
-    return ""
+def _need_undamaged(path: Path) -> None:
+    """Compare the files of a checkpoint with what its state.json says of them."""
+    for name, facts in _read_state_file(path)["files"].items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path}: {name} is missing")
+        if _size_and_hash(path / name) != facts:
+            raise CheckpointError(f"{path}: {name} is damaged")
+
+
+def _read_state_file(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        if values.pop("sha256") == _hash(values):
+            return values
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / STATE_FILE}: cannot be read: {error!r}") from error
+    raise CheckpointError(f"{path / STATE_FILE}: is damaged")
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _size_and_hash(path: Path) -> list[Any]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from structcot.errors import ConfigError
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 # What other trainers call our keys: named in the error text, never accepted.
 FOREIGN_NAMES = {
@@ -82,6 +85,8 @@ class DataConfig(Section):
     @classmethod
     def _paths_are_sources(cls, value: Any) -> Any:
         entries = value if isinstance(value, list) else [value]
+        if not all(isinstance(entry, str | dict | DataSource) for entry in entries):
+            raise ValueError('give paths, or tables such as {path = "data.jsonl", weight = 2.0}')
         return [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
 
     @model_validator(mode="after")
@@ -96,21 +101,21 @@ class TuningConfig(Section):
 
     method: Literal["lora", "full"] = "lora"
     lora_r: int = Field(default=64, ge=1, le=4096)
-    lora_alpha: float = Field(default=128, gt=0.0)
+    lora_alpha: float = Field(default=128.0, gt=0.0)
     lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     lora_target_modules: Literal["all-linear"] | list[str] = "all-linear"
     use_rslora: bool = False
 
-    @field_validator("lora_target_modules")
+    @field_validator("lora_target_modules", mode="before")
     @classmethod
-    def _targets_exist(cls, value: str | list[str]) -> str | list[str]:
-        if isinstance(value, str):
+    def _targets_exist(cls, value: Any) -> Any:
+        if value == "all-linear":
             return value
-        if not value:
-            raise ValueError("names no projection; use all-linear or some of " + " ".join(PROJECTIONS))
+        if not isinstance(value, list) or not value:
+            raise ValueError(f'use "all-linear" or a list of {" ".join(PROJECTIONS)}')
         for name in value:
             if name not in PROJECTIONS:
-                raise ValueError(f'"{name}" is no projection of the model{nearest(name, PROJECTIONS)}; valid: {" ".join(PROJECTIONS)}')
+                raise ValueError(f'"{name}" is no projection of the model{nearest(str(name), PROJECTIONS)}; valid: {" ".join(PROJECTIONS)}')
         return sorted(set(value), key=PROJECTIONS.index)
 
     @property
@@ -241,7 +246,7 @@ def parse_config(values: dict[str, Any], origin: str) -> Config:
         ConfigError: listing every key that is wrong, one a line.
     """
     try:
-        return Config.model_validate(values)
+        return Config.model_validate({"data": {}, **values})  # so that it is data.train that is missing
     except ValidationError as error:
         lines = [_explain(origin, details) for details in error.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
@@ -294,13 +299,31 @@ def _explain(origin: str, details: Any) -> str:
     message = details["msg"].removeprefix("Value error, ")
     if not location:
         return f"{origin}: {message}"
+    if details["type"].startswith(("greater_than", "less_than")):
+        message = f"allowed is {_bounds(details['loc'])}"
+    if details["type"] == "model_type":
+        message = f"use a table, [{key}]"
     if message.startswith(key):
         return f"{origin}: {message}"
     return f"{origin}: {key}: got {json.dumps(details['input'], default=str)[:200]}; {message[0].lower()}{message[1:]}"
 
 
+def _bounds(location: Sequence[str | int]) -> str:
+    """The allowed range of the number at `location`, for example '>= 1 and <= 4096'."""
+    section: Any = Config
+    limits: list[str] = []
+    for name in location:
+        if isinstance(name, str):  # else an entry of a list
+            field = section.model_fields[name]
+            limits = [f"{sign} {getattr(one, kind)}" for kind, sign in SIGNS.items() for one in field.metadata if hasattr(one, kind)]
+            section = next(iter(get_args(field.annotation)), field.annotation)
+    return " and ".join(limits)
+
+
 def _suggestion(key: str) -> str:
     last = key.rsplit(".", 1)[-1]
+    if re.fullmatch(r"data\.(train|eval)\.\d+", key.rpartition(".")[0]):
+        return f"; valid: {' '.join(DataSource.model_fields)}{nearest(last, list(DataSource.model_fields))}"
     if last in FOREIGN_NAMES:
         return f"; here it is called {FOREIGN_NAMES[last]}"
     keys = [*Config.model_fields, *valid_keys()]

@@ -43,7 +43,9 @@ def export_run(run_dir: Path, *, merge: bool, to: Path | None) -> list[Export]:
     with locked(run_dir):
         model_dir = resolve_model(config.model_name_or_path, config.revision)
         model = build_model(model_dir, config, choose_device())
-        wanted = replace(read_state(paths[0]), weights_sha256=weights_fingerprint(model_dir))
+        saved = read_state(paths[0])
+        identity = {**saved.identity, **config.identity()}
+        wanted = replace(saved, identity=identity, weights_sha256=weights_fingerprint(model_dir))
         load_latest(run_dir / "checkpoints", wanted, model, make_optimizer(model.parameters(), config.train))
         return export_trained(model, model_dir, config, to or run_dir, merge=merge)
 

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from structcot.config import Config
+from structcot.errors import ExportError
 from structcot.files import write_json, write_text
 from structcot.model.decoder import Decoder
 from structcot.model.lora import LoraPair, adapters_of
@@ -38,19 +42,18 @@ def export_adapter(model: Decoder, model_dir: Path, tokenizer, config: Config, d
     """Write the adapter of `model` as PEFT does, with the tokenizer and chat template it was trained with.
 
     Raises:
-        OSError: if the directory cannot be written.
+        ExportError: if the directory cannot be written.
     """
-    fresh = _fresh(directory)
     tensors = {}
     for name, pair in adapters_of(model):
         tensors[f"base_model.model.{name}.lora_A.weight"] = pair.lora_A.detach().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = pair.lora_B.detach().cpu().contiguous()
-    save_file(tensors, fresh / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    write_json(fresh / "adapter_config.json", peft_config(config))
-    _save_tokenizer(model_dir, tokenizer, fresh)
     command = serve_command(config, directory)
-    write_text(fresh / "README.md", _adapter_card(config, command))
-    _put_in_place(fresh, directory)
+    with _fresh(directory) as fresh:
+        save_file(tensors, fresh / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        write_json(fresh / "adapter_config.json", peft_config(config))
+        _save_tokenizer(model_dir, tokenizer, fresh)
+        write_text(fresh / "README.md", _adapter_card(config, command))
     return Export(path=directory, serve_command=command)
 
 
@@ -58,12 +61,11 @@ def export_model(model: Decoder, model_dir: Path, tokenizer, directory: Path) ->
     """Write a whole checkpoint in the base's dtypes: the trained weights, or the base with its adapters merged.
 
     Raises:
-        OSError: if the directory cannot be written.
+        ExportError: if the directory cannot be written.
     """
-    fresh = _fresh(directory)
-    save_weights(merged_tensors(model, model_dir), model_dir, fresh)
-    _save_tokenizer(model_dir, tokenizer, fresh)
-    _put_in_place(fresh, directory)
+    with _fresh(directory) as fresh:
+        save_weights(merged_tensors(model, model_dir), model_dir, fresh)
+        _save_tokenizer(model_dir, tokenizer, fresh)
     return Export(path=directory, serve_command=f"vllm serve {directory}")
 
 
@@ -129,17 +131,21 @@ def _save_tokenizer(model_dir: Path, tokenizer, directory: Path) -> None:
     write_text(directory / "chat_template.jinja", tokenizer.chat_template)
 
 
-def _fresh(directory: Path) -> Path:
-    """An empty directory beside the final one."""
+@contextmanager
+def _fresh(directory: Path) -> Iterator[Path]:
+    """An empty directory that takes the place of `directory` when all is written."""
     fresh = directory.with_name(f"tmp-{directory.name}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    return fresh
-
-
-def _put_in_place(fresh: Path, directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    fresh.rename(directory)
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        shutil.rmtree(directory, ignore_errors=True)
+        fresh.rename(directory)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise ExportError(
+            f"{directory}: cannot be written: {error}; the checkpoint is complete, so free some space and try again"
+        ) from error
 
 
 def _adapter_card(config: Config, command: str) -> str:

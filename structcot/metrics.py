@@ -17,6 +17,7 @@ from typing import Any
 
 from structcot.config import Config
 from structcot.errors import ConfigError
+from structcot.files import write_text
 
 Metrics = dict[str, float | int | None]
 Tracker = Callable[[int, Metrics], None]
@@ -79,11 +80,19 @@ class MetricsFile:
     """metrics.jsonl of a run, opened to go on after step `last_step`."""
 
     def __init__(self, path: Path, last_step: int):
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= last_step]
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._kept = [metrics for line in _whole_lines(path) if (metrics := _parse(line)) and metrics["step"] <= last_step]
+        self._write_kept()
+
+    def lacks(self, name: str) -> bool:
+        """Whether the last line that was kept has no such value; false where none was kept."""
+        return bool(self._kept) and name not in self._kept[-1]
+
+    def amend(self, values: Metrics) -> None:
+        """Add values to the last line that was kept."""
+        self.close()
+        self._kept[-1] |= {name: value for name, value in values.items() if value is not None}
+        self._write_kept()
 
     def append(self, metrics: Metrics) -> None:
         """Write one step; a reader sees whole lines only."""
@@ -97,6 +106,10 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _write_kept(self) -> None:
+        write_text(self._path, "".join(json.dumps(metrics) + "\n" for metrics in self._kept))
+        self._file = self._path.open("a", encoding="utf-8")
 
 
 def read_metrics(path: Path) -> list[Metrics]:
@@ -166,6 +179,14 @@ def _values(config: Config) -> dict[str, Any]:
 
 def _present(metrics: Metrics) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
+
+
+def _parse(line: str) -> Metrics:
+    """One line of metrics.jsonl; empty where it is none: lines after the last checkpoint may be anything after a power cut."""
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        return {}
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -232,5 +232,6 @@ def _model_sizes(model_dir: Path) -> dict[str, int]:
 def _write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
+    # A path may hold half characters; in JSON text their escape is right.
+    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(unfinished, path)

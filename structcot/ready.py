@@ -9,10 +9,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from structcot.checkpoint import need_same_run
 from structcot.config import Config
 from structcot.console import say
 from structcot.data.plan import StepPlan, imbalance, make_plan
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """Where the model lies, its shape and tokenizer, the samples, and which of them make which step (numbers into `data.train_indices`)."""
+    """Where the model lies, its shape and tokenizer, the samples, and which of them make which step (numbers into `data.train_indices`).
+
+    `hashes` are the sha256 of what went in, by name; `identity` is what decides what is learned, of the config and of the data.
+    """
 
     model_dir: Path
     spec: ModelSpec
@@ -38,6 +42,7 @@ class Prepared:
     data: PreparedData
     plan: StepPlan
     hashes: dict[str, str]
+    identity: dict[str, Any]
 
 
 def prepare(config: Config, should_stop: Callable[[], bool]) -> Prepared:
@@ -45,6 +50,7 @@ def prepare(config: Config, should_stop: Callable[[], bool]) -> Prepared:
 
     Raises:
         DataError: listing every bad record.
+        MismatchError: if the output directory holds checkpoints of another run; nothing is written then.
         ConfigError, ModelError, FetchError: if a path, the model or a setting is wrong.
         Interrupted: if `should_stop` said so between chunks of records.
     """
@@ -52,13 +58,15 @@ def prepare(config: Config, should_stop: Callable[[], bool]) -> Prepared:
     spec = read_spec(model_dir)
     tokenizer = load_tokenizer(model_dir)
     output_dir = Path(config.output_dir)
-    write_config(config, output_dir)
     data = prepare_samples(config, tokenizer, model_dir, should_stop)
     for warning in data.warnings:
         say(f"note: {warning}")
     weights = np.array([source.weight for source in config.data.train])[data.train.origins_S[data.train_indices]]
     plan = make_plan(data.lengths_S, config.train, config.seed, None if (weights == 1.0).all() else weights)
     _need_room_for_longest(config, data)
+    identity = {**config.identity(), **{f"sha256 of the {name}": sha256 for name, sha256 in data.train.sha256.items()}}
+    need_same_run(output_dir / "checkpoints", identity)
+    write_config(config, output_dir)
     write_data_files(output_dir, data, tokenizer, config)
     write_json(output_dir / "data" / "plan.json", plan_facts(config, spec, data, plan))
     hashes = {
@@ -66,7 +74,7 @@ def prepare(config: Config, should_stop: Callable[[], bool]) -> Prepared:
         "plan": plan.sha256,
         "config": config.sha256,
     }
-    return Prepared(model_dir=model_dir, spec=spec, tokenizer=tokenizer, data=data, plan=plan, hashes=hashes)
+    return Prepared(model_dir=model_dir, spec=spec, tokenizer=tokenizer, data=data, plan=plan, hashes=hashes, identity=identity)
 
 
 def plan_facts(config: Config, spec: ModelSpec, data: PreparedData, plan: StepPlan) -> dict[str, object]:

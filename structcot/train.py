@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from structcot.checkpoint import TrainState, load_latest, save_checkpoint
+from structcot.checkpoint import TrainState, complete_checkpoints, last_complete, load_latest, save_checkpoint
 from structcot.config import Config
 from structcot.console import Progress, say
 from structcot.data.batch import MicroBatch
 from structcot.data.loader import Feed, eval_batches
 from structcot.device import choose_device, device_report, need_what_is_asked, peak_memory_gib, should_recompute
-from structcot.errors import Interrupted, StoppedWithCheckpoint, TrainingDiverged
+from structcot.errors import CheckpointError, Interrupted, StoppedWithCheckpoint, TrainingDiverged
 from structcot.export import export_trained
 from structcot.flops import StepFlops, peak_flops_per_second, step_flops
 from structcot.losses import mean_losses, need_finite
@@ -61,12 +61,20 @@ def train(config: Config) -> None:
         StructcotError: if the input is wrong or the run fails; see structcot.errors.
     """
     output_dir = Path(config.output_dir)
+    checkpoints = output_dir / "checkpoints"
     with StopFlag() as stop, locked(output_dir):
         try:
             run, state = start(config, stop)
-        except StopRequested as request:
-            raise Interrupted(f"stopped by {stop.signal_name} before the first step; run the same command again") from request
-        state = train_steps(run, state)
+            state = train_steps(run, state)
+        except (StopRequested, Interrupted) as request:
+            if complete_checkpoints(checkpoints):
+                message = f"stopped by {stop.signal_name} before the next step; {last_complete(checkpoints)}, the same command goes on"
+                raise StoppedWithCheckpoint(message) from request
+            raise Interrupted(f"stopped by {stop.signal_name} before the first step; the same command starts again") from request
+        except OSError as error:
+            raise CheckpointError(
+                f"{output_dir}: the run cannot go on: {error}; {last_complete(checkpoints)}; mend the cause and run the same command again"
+            ) from error
         (exported,) = export_trained(run.model, run.prepared.model_dir, config, output_dir)
         report_path = write_report(output_dir)
         say(f"{state.step} steps, {state.num_tokens:,} tokens; what was exported reloads as what was trained. To serve it:")
@@ -84,13 +92,14 @@ def start(config: Config, stop: StopFlag) -> tuple[Run, TrainState]:
     need_what_is_asked(config)
     check_trackers(config.log.report_to)
     prepared = prepare(config, stop.is_set)
+    stop.check()
     device = choose_device()
     feed = make_feed(prepared, config, device)
     model = build_model(prepared.model_dir, config, device)
     model.recompute = should_recompute(config, model.spec, feed.max_microbatch_tokens(), device)
     optimizer = make_optimizer(model.parameters(), config.train)
     weights_sha256 = weights_fingerprint(prepared.model_dir)
-    fresh = TrainState(step=0, num_tokens=0, identity=config.identity(), plan_sha256=prepared.plan.sha256, weights_sha256=weights_sha256)
+    fresh = TrainState(step=0, num_tokens=0, identity=prepared.identity, plan_sha256=prepared.plan.sha256, weights_sha256=weights_sha256)
     state = load_latest(Path(config.output_dir) / "checkpoints", fresh, model, optimizer)
     write_manifest(Path(config.output_dir), {**prepared.hashes, "weights": weights_sha256}, device_report(device))
     run = Run(
@@ -105,6 +114,7 @@ def start(config: Config, stop: StopFlag) -> tuple[Run, TrainState]:
         stop=stop,
     )
     announce(run, state)
+    stop.check()
     if state.step == 0:
         rehearse(run)
     return run, state
@@ -114,28 +124,37 @@ def train_steps(run: Run, state: TrainState) -> TrainState:
     """Every step from `state` on, with its checkpoints, held-out loss and reports; the state after the last one, saved.
 
     Raises:
-        StoppedWithCheckpoint: if a signal asked to stop.
+        StoppedWithCheckpoint: if a signal asked to stop after a step.
+        StopRequested: if it did before the first.
         TrainingDiverged: if a loss or gradient is not finite.
     """
     config, num_steps = run.config, run.prepared.plan.num_steps
     metrics_file = MetricsFile(run.output_dir / "metrics.jsonl", state.step)
     trackers = open_trackers(config) if state.step < num_steps else []
     progress = Progress(state.step, num_steps, config.log.logging_steps)
+    saved_step = state.step
     try:
+        if state.step and is_due(state.step, config.log.eval_steps, num_steps) and metrics_file.lacks("eval/loss"):
+            metrics_file.amend({"eval/loss": evaluate(run)})  # a signal came in between
         while state.step < num_steps:
             report = train_step(run, state)
-            if is_due(report.step, config.log.eval_steps, num_steps):
-                report = replace(report, eval_loss=evaluate(run))
-            metrics = report.to_metrics()
-            metrics_file.append(metrics)
+            state = replace(state, step=report.step, num_tokens=report.num_tokens)
+            try:
+                if is_due(report.step, config.log.eval_steps, num_steps):
+                    report = replace(report, eval_loss=evaluate(run))
+            finally:
+                metrics_file.append(report.to_metrics())
             progress.show(report)
             for track in trackers:
-                track(report.step, metrics)
-            state = replace(state, step=report.step, num_tokens=report.num_tokens)
+                track(report.step, report.to_metrics())
             if is_due(state.step, config.checkpoint.save_steps, num_steps):
                 save(run, state, metrics_file)
+                saved_step = state.step
     except StopRequested as request:
-        save(run, state, metrics_file)
+        if state.step == 0:
+            raise
+        if state.step != saved_step:
+            save(run, state, metrics_file)
         raise StoppedWithCheckpoint(
             f"stopped by {run.stop.signal_name} after step {state.step} of {num_steps}; a checkpoint is saved, the same command goes on"
         ) from request

@@ -30,35 +30,43 @@ class MemoryStore:
 
     samples: Sequence[RenderedSample]
 
+    @property
+    def lengths_S(self) -> np.ndarray:
+        return np.array([len(sample.tokens_T) for sample in self.samples])
+
     def sample(self, index: int) -> RenderedSample:
         return self.samples[index]
 
 
-def make_run(model: Decoder, samples: Sequence[RenderedSample], config: Config, dropout_seed: int | None = None) -> tuple[Run, TrainState]:
-    """Build what `structcot.train.train_step` needs to train `model` on `samples`, and the state before the first step."""
-    plan = make_plan([len(sample.tokens_T) for sample in samples], config.train, config.seed)
-    device = torch.device("cpu")
-    feed = Feed(
-        store=MemoryStore(samples),  # type: ignore[arg-type]
+def feed_of(samples: Sequence[RenderedSample], config: Config, attention_ratio: float = 0.0, dropout_seed: int | None = None) -> Feed:
+    """Plan `samples` as `config` says and lay them into micro-batches."""
+    store = MemoryStore(samples)
+    return Feed(
+        store=store,  # type: ignore[arg-type]
         indices_S=np.arange(len(samples)),
-        plan=plan,
+        plan=make_plan(store.lengths_S, config.train, config.seed),
         max_tokens=config.parallel.max_tokens_per_microbatch,
-        attention_ratio=model.spec.attention_ratio,
-        device=device,
+        attention_ratio=attention_ratio,
+        device=torch.device("cpu"),
         dropout_seed=dropout_seed,
     )
+
+
+def make_run(model: Decoder, samples: Sequence[RenderedSample], config: Config) -> tuple[Run, TrainState]:
+    """Build what `structcot.train.train_step` needs to train `model` on `samples`, and the state before the first step."""
+    feed = feed_of(samples, config, model.spec.attention_ratio)
     run = Run(
         config=config,
         output_dir=Path(config.output_dir),
-        device=device,
-        prepared=SimpleNamespace(plan=plan),  # type: ignore[arg-type]
+        device=feed.device,
+        prepared=SimpleNamespace(plan=feed.plan),  # type: ignore[arg-type]
         feed=feed,
         model=model,
         optimizer=make_optimizer(model.parameters(), config.train),
         peak_flops=1e12,
         stop=StopFlag(),
     )
-    return run, TrainState(step=0, num_tokens=0, identity=config.identity(), plan_sha256=plan.sha256, weights_sha256="")
+    return run, TrainState(step=0, num_tokens=0, identity=config.identity(), plan_sha256=feed.plan.sha256, weights_sha256="")
 
 
 def loss_and_gradients(model: Decoder, batches: Sequence[MicroBatch]) -> tuple[float, dict[str, Tensor]]:
@@ -74,7 +82,7 @@ def loss_and_gradients(model: Decoder, batches: Sequence[MicroBatch]) -> tuple[f
 
 def relative_error(got: Tensor | float, wanted: Tensor | float) -> float:
     """|got - wanted| / |wanted| in the Frobenius norm, taken in fp64; 0 where they are equal."""
-    got_64, wanted_64 = (torch.as_tensor(value, dtype=torch.float64) for value in (got, wanted))
+    got_64, wanted_64 = (torch.as_tensor(value, dtype=torch.float64).detach() for value in (got, wanted))
     assert got_64.shape == wanted_64.shape
     if torch.equal(got_64, wanted_64):
         return 0.0
@@ -83,7 +91,7 @@ def relative_error(got: Tensor | float, wanted: Tensor | float) -> float:
 
 def assert_near(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float) -> None:
     """Both hold the same names, and under each name tensors whose relative error is at most `tolerance`; nan never is."""
-    assert got.keys() == wanted.keys()
+    assert got.keys() == wanted.keys(), got.keys() ^ wanted.keys()
     errors = {name: relative_error(got[name], wanted[name]) for name in wanted}
     far = {name: error for name, error in errors.items() if not error <= tolerance}
-    assert not far
+    assert not far, far

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -31,6 +32,8 @@ from structcot.train import train_step
 from tests.chat_tokenizers import SHARED, conversation, data_config, qwen_tokenizer
 from tests.one_step import assert_near, loss_and_gradients, make_run, relative_error
 from tests.tiny_models import MODELS, random_samples, randomise_adapters, tiny_checkpoint, tiny_config
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT calls it
 
 # Both sides round to fp32 and add up in another order; what is wrong in substance is wrong by far more.
 ONCE = 1e-5
@@ -73,7 +76,7 @@ def test_logits_loss_and_every_gradient_are_those_of_transformers_and_peft(kind:
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_twenty_steps_are_those_of_peft_and_torch_made_by_hand(kind: str, method: str, model_dirs: dict[str, Path]) -> None:
-    train = {"batch_sequences": 6, "max_steps": 20, "warmup_ratio": 0.2, "weight_decay": 0.1, "max_grad_norm": 1.0}
+    train = {"batch_sequences": 4, "max_steps": 20, "warmup_ratio": 0.2, "weight_decay": 0.1, "max_grad_norm": 1.0}
     config = tiny_config(
         model_dirs[kind],
         tuning={"method": method},
@@ -82,7 +85,7 @@ def test_twenty_steps_are_those_of_peft_and_torch_made_by_hand(kind: str, method
     )
     model = build_model(model_dirs[kind], config, torch.device("cpu"))
     theirs = their_model(model_dirs[kind], model, config)
-    samples = random_samples([*range(20, 68, 4)])
+    samples = random_samples(range(20, 60, 4))
     run, state = make_run(model, samples, config)
     assert len(run.feed.bins(0)) > 1, "the step should be made of several micro-batches"
 
@@ -103,8 +106,8 @@ def test_real_traces_give_the_loss_and_gradients_of_apply_chat_template_and_tran
     config = tiny_config(model_dir, tuning={"method": method})
     model = build_model(model_dir, config, torch.device("cpu"))
     randomise_adapters(model)
-    records = shortest_traces("paper_outputs", 2) + shortest_traces("r1_distill", 1)
-    check_real_traces(model, their_model(model_dir, model, config), tokenizer, records, max_tokens=1000)
+    records = shortest_traces("paper_outputs", 1) + shortest_traces("annotated", 1)
+    check_real_traces(model, their_model(model_dir, model, config), tokenizer, records)
 
 
 @pytest.mark.slow
@@ -117,12 +120,10 @@ def test_real_traces_through_smollm2_give_the_loss_and_gradients_of_transformers
     model = build_model(model_dir, config, torch.device("cpu"))
     randomise_adapters(model)
     records = shortest_traces("paper_outputs", 1) + shortest_traces("annotated", 2)
-    check_real_traces(model, their_model(model_dir, model, config), load_tokenizer(model_dir), records, max_tokens=600)
+    check_real_traces(model, their_model(model_dir, model, config), load_tokenizer(model_dir), records)
 
 
-def check_real_traces(
-    model: Decoder, theirs: nn.Module, tokenizer: PreTrainedTokenizerFast, records: list[Record], max_tokens: int
-) -> None:
+def check_real_traces(model: Decoder, theirs: nn.Module, tokenizer: PreTrainedTokenizerFast, records: list[Record]) -> None:
     """Render and pack `records` here; encode and mask them there with nothing but the tokenizer's own chat template."""
     samples = [sample for sample in render_records(records, tokenizer, data_config()) if isinstance(sample, RenderedSample)]
     assert len(samples) == len(records)
@@ -133,7 +134,7 @@ def check_real_traces(
         prompt = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, return_dict=True)["input_ids"]
         assert ids[: len(prompt)] == prompt
         assert ids == sample.tokens_T.tolist()
-        assert len(ids) <= max_tokens
+        assert len(ids) <= 700, "the check should stay short"
         end = len(ids) - ids[::-1].index(tokenizer.convert_tokens_to_ids("<|im_end|>"))
         their_labels.append(torch.tensor([IGNORE] * len(prompt) + ids[len(prompt) : end] + [IGNORE] * (len(ids) - end)))
     check_loss_and_gradients(model, theirs, samples, their_labels)
@@ -142,14 +143,31 @@ def check_real_traces(
 def check_loss_and_gradients(model: Decoder, theirs: nn.Module, samples: Sequence[RenderedSample], their_labels: Sequence[Tensor]) -> None:
     """The loss sum of `samples` packed together, and its gradient for every trained parameter, against one document after the other."""
     loss_sum, gradients = loss_and_gradients(model, [pack(samples)])
-    their_sum = 0.0
+    their_sum = exact_sum = 0.0
     for sample, labels_T in zip(samples, their_labels, strict=True):
-        loss = theirs(ids_of(sample), labels=labels_T.unsqueeze(0), num_items_in_batch=1).loss
-        loss.backward()
-        their_sum += loss.item()
+        out = theirs(ids_of(sample), labels=labels_T.unsqueeze(0), num_items_in_batch=1)
+        their_sum += out.loss.item()
+        exact_sum += backward_in_fp64(out.logits[0, :-1], labels_T[1:])
     assert relative_error(loss_sum, their_sum) <= ONCE
+    assert relative_error(loss_sum, exact_sum) <= ONCE
     assert gradients.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert_near(gradients, their_gradients(theirs, model), ONCE)
+
+
+def backward_in_fp64(logits_TV: Tensor, labels_T: Tensor) -> float:
+    """Sum of the cross-entropies, and the backward of it; both in fp64 from the logits on.
+
+    On a CPU torch's fp32 log-softmax over 150 thousand entries is off by 1e-5, which is much where a model is sure of a token.
+    """
+    loss_sum, gradients = 0.0, []
+    for logits_tV, labels_t in zip(logits_TV.detach().split(64), labels_T.split(64), strict=True):
+        wide_tV = logits_tV.double().requires_grad_()
+        loss = F.cross_entropy(wide_tV, labels_t, ignore_index=IGNORE, reduction="sum")
+        (gradient_tV,) = torch.autograd.grad(loss, wide_tV)
+        gradients.append(gradient_tV.float())
+        loss_sum += loss.item()
+    logits_TV.backward(torch.cat(gradients))
+    return loss_sum
 
 
 def make_by_hand(theirs: nn.Module, steps: Sequence[Sequence[RenderedSample]], config: Config) -> Iterable[tuple[float, float]]:

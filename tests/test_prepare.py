@@ -208,6 +208,11 @@ def test_proof(run):
             len(proof["pieces"]),
             sum(piece["trained"] != "no" for piece in proof["pieces"]),
         )
+    pieces = run.proof()["pieces"]
+    bytes_of_smile = TINY("🙂", add_special_tokens=False)["input_ids"]
+    place = next(index for index, piece in enumerate(pieces) if piece["text"] == "🙂")
+    assert [piece["id"] for piece in pieces[place : place + 4]] == bytes_of_smile
+    assert [piece["text"] for piece in pieces[place : place + 4]] == ["🙂", "", "", ""], "the first token of a character shows it"
     assert run.proof(train_on="all")["pieces"][1]["trained"] == "prompt"
     assert sorted(path.name for path in (run.output / "data").iterdir()) == ["proof.json", "rejected.jsonl"]
 

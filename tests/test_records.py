@@ -101,13 +101,16 @@ BAD = {
     ),
     "half a format": ({"prompt": "Q"}, "found prompt"),
     "nothing": ({}, "found nothing"),
+    "many fields": (dict.fromkeys(f"field{number}" for number in range(30)), "field11 and 18 more; needs"),
+    "unprintable field": (b'{"a\\ud800\\nb": 1}', "found a??b; needs"),
+    "long role": (messages({"role": "x" * 5000, "content": "y"}), "unknown role " + "x" * 40 + "...; use"),
     "messages no list": ({"messages": "Q"}, '"messages" is a string, not a list'),
     "message no object": ({"messages": ["Q"]}, "messages[0] is a string, not an object"),
     "ShareGPT keys in messages": ({"messages": [{"from": "user", "value": "Q"}]}, 'messages[0] has no "role"; found from, value'),
     "role keys in ShareGPT": ({"conversations": [USER, ASSISTANT]}, 'conversations[0] has no "from"; found role, content'),
     "unknown role": (
         messages(USER, {"role": "tool", "content": "x"}),
-        "messages[1] has the unknown role 'tool'; use system, user, assistant",
+        "messages[1] has the unknown role tool; use system, user, assistant",
     ),
     "role no string": (messages(USER, {"role": [], "content": "x"}), "messages[1] has the unknown role []"),
     "content list": (

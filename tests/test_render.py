@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from structcot.data.records import Record, Rejected
 from structcot.data.render import END, IGNORE, NONE, PROMPT, SOLUTION, THOUGHT, RenderedSample, load_tokenizer, render_records
@@ -251,6 +252,18 @@ def test_templates(template, trained):
     check_shift(sample)
 
 
+def test_beginning_of_text_is_written_by_the_template_alone():
+    tokenizer = tiny_tokenizer(chat.LLAMA3)
+    begin = tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]
+    )
+    assert tokenizer("Q")["input_ids"][0] == begin, "the tokenizer would add one more"
+    sample = rendered(conversation("Q", "A"), tokenizer)
+    assert np.flatnonzero(sample.tokens_T == begin).tolist() == [0]
+    assert sample.tokens_T.tolist() == own_tokens(conversation("Q", "A"), tokenizer)
+
+
 def test_template_that_strips_earlier_thoughts():
     tokenizer = tiny_tokenizer(chat.QWEN3)
     record = conversation("Q", "<think>\nHm.\n</think>\n\nA", "R", "<think>\nSo.\n</think>\n\nB")
@@ -316,7 +329,7 @@ def test_load_tokenizer(tmp_path):
     (broken / "tokenizer.json").write_bytes((broken / "tokenizer.json").read_bytes()[:1000])
     with pytest.raises(ModelError, match="broken: the tokenizer cannot be loaded"):
         load_tokenizer(broken)
-    with pytest.raises(ModelError, match="nowhere: the tokenizer cannot be loaded"):
+    with pytest.raises(ModelError, match="nowhere: is no directory; fetch the model first"):
         load_tokenizer(tmp_path / "nowhere")
 
 
@@ -408,7 +421,8 @@ def test_truncated_solution_and_thought_keep_their_kinds():
     record = conversation("Q", THOUGHT_TEXT + SOLUTION_TEXT)
     whole = rendered(record)
     sample = rendered(record, max_length=len(whole.tokens_T) - 5, overlong="truncate")
-    np.testing.assert_array_equal(sample.kinds_T[:-2], whole.kinds_T[: len(sample.kinds_T) - 2])
+    assert sample.kinds_T[:-2].tolist() == whole.kinds_T[: len(sample.kinds_T) - 2].tolist()
+    assert sample.kinds_T[-2:].tolist() == [END, NONE]
 
 
 @pytest.mark.parametrize("length", [8, 100])

@@ -15,11 +15,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from structcot import cli
@@ -83,8 +83,6 @@ class Site:
     def run(self, *arguments: str) -> Outcome:
         """`structcot ...` in this process."""
         out, err = io.StringIO(), io.StringIO()
-        num_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         try:
             with (
                 mock.patch.dict(os.environ, self.environment),
@@ -96,8 +94,6 @@ class Site:
             status: Any = DONE
         except SystemExit as ended:
             status = ended.code
-        finally:
-            torch.set_num_threads(num_threads)
         return Outcome(status=status or DONE, out=out.getvalue(), err=err.getvalue())
 
     def start(self, *arguments: str, program: Sequence[str] = ("-m", "structcot.cli")) -> subprocess.Popen[str]:
@@ -191,39 +187,35 @@ def signalling(work: Callable[..., Any], number: signal.Signals, call: int = 1) 
 
 
 class Launcher:
-    """Processes that run a function, forked from one that has imported everything: a fresh start in a fraction of a second."""
+    """Processes forked from one that has imported everything: each is a fresh start in a fraction of a second."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["tests.tiny_run", "structcot.train", "transformers", "peft"])
 
-    def run(self, log: Path, target: Callable[..., None], *arguments: Any) -> Outcome:
-        """Run `target(*arguments)` to its end; everything it prints goes to `log`."""
-        process = self.context.Process(target=_logged, args=(self.site.environment, log, target, arguments))
+    def train(self, overrides: Sequence[str], trouble: Callable[..., None] | None = None, *about: Any) -> Outcome:
+        """`structcot train configs/tiny.toml OVERRIDES` in `trouble`: `kill_at` or `fill_disk_at`, called with `about`."""
+        reader, writer = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=_train_apart, args=(self.site.environment, writer, list(overrides), trouble, about))
         process.start()
+        writer.close()
+        err = b"".join(iter(lambda: os.read(reader.fileno(), 65536), b""))
         process.join(timeout=240)
-        return Outcome(status=process.exitcode if process.exitcode is not None else -1, out="", err=log.read_text())
-
-    def train(self, log: Path, config: Sequence[str], trouble: Callable[..., None] | None = None, *about: Any) -> Outcome:
-        """`structcot train configs/tiny.toml CONFIG` in `trouble`: `kill_at` or `fill_disk_at`, called with `about`."""
-        return self.run(log, train_apart, list(config), trouble, about)
+        assert process.exitcode is not None
+        return Outcome(status=process.exitcode, out="", err=err.decode())
 
 
-def _logged(environment: Mapping[str, str], log: Path, target: Callable[..., None], arguments: Sequence[Any]) -> None:
+def _train_apart(
+    environment: Mapping[str, str], output: Connection, overrides: Sequence[str], trouble: Callable[..., None] | None, about: Sequence[Any]
+) -> None:
     os.environ |= environment
-    torch.set_num_threads(1)
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        sys.stdout = sys.stderr = file
-        target(*arguments)
-
-
-def train_apart(config: Sequence[str], trouble: Callable[..., None] | None, about: Sequence[Any]) -> None:
+    for number in (1, 2):
+        os.dup2(output.fileno(), number)
+    output.close()
     if trouble:
         trouble(*about)
-    sys.argv = ["structcot", "train", str(TINY_CONFIG), *config]
+    sys.argv = ["structcot", "train", str(TINY_CONFIG), *overrides]
     cli.main()
 
 
@@ -238,7 +230,7 @@ def fill_disk_at(needle: str, count: int, file_bytes: int) -> None:
 
 
 def at_change(needle: str, count: int, action: Callable[[], None]) -> None:
-    """Do `action` just before this process opens for writing, renames, makes or removes a path that holds `needle` for the `count`-th time."""
+    """Do `action` just before this process opens for writing, renames, makes or removes such a path for the `count`-th time."""
     seen = 0
 
     def watch(event: str, details: tuple[Any, ...]) -> None:

@@ -27,6 +27,9 @@ from structcot.errors import ConfigError, DataError
 GIANT_SHARE = 1 / 16
 """A document with more than this share of a mean step's tokens is dealt out evenly over the steps: 16 ranks could not share it."""
 
+MAX_MEASURED = 256
+"""Steps that `imbalance` looks at, evenly spaced."""
+
 Integers = Sequence[int] | NDArray[np.int64]
 
 Bins = tuple[tuple[tuple[int, ...], ...], ...]
@@ -132,10 +135,11 @@ def spread(samples: Integers, lengths: Integers, *, num_ranks: int, max_tokens: 
 
 
 def imbalance(plan: StepPlan, *, num_ranks: int, max_tokens: int, attention_ratio: float) -> float:
-    """Mean over the steps of one epoch of (costliest rank / mean rank); 1.0 is perfect."""
+    """Mean over the steps of one epoch of (costliest rank / mean rank), 1.0 being perfect; of a long epoch MAX_MEASURED steps count."""
     ratios = []
     costs_S = document_costs(plan.lengths_S, attention_ratio)
-    for step in range(min(plan.steps_per_epoch, plan.num_steps)):
+    num_steps = min(plan.steps_per_epoch, plan.num_steps)
+    for step in np.linspace(0, num_steps - 1, min(num_steps, MAX_MEASURED)).astype(int):
         samples = plan.samples_of(step)
         bins = spread(samples, plan.lengths_S[samples], num_ranks=num_ranks, max_tokens=max_tokens, attention_ratio=attention_ratio)
         ranks = [sum(costs_S[sample] for one in rank_bins for sample in one) for rank_bins in bins]

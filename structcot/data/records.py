@@ -19,6 +19,7 @@ MESSAGE_ROLES = {role: role for role in ("system", "user", "assistant")}
 SHAREGPT_ROLES = {**MESSAGE_ROLES, "human": "user", "gpt": "assistant"}
 # Text that a template may put beside the content: a record that has it would lose it without a word.
 TEXT_BESIDE_CONTENT = ("reasoning_content", "reasoning", "thinking", "tool_calls")
+SHOWN_FIELDS, SHOWN_CHARACTERS = 12, 40
 JSON_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
 
 
@@ -101,10 +102,9 @@ def _format_of(value: dict[str, Any], format: str) -> str:
     for name, fields in candidates.items():
         if present.issuperset(fields):
             return name
-    found = ", ".join(map(str, value)) or "nothing"
     wanted = " or ".join(f"{' and '.join(fields)} ({name})" for name, fields in candidates.items())
     setting = "" if format == "auto" else f' (data.format = "{format}")'
-    raise _BadRecord(f"misses the fields of a record: found {found}; needs {wanted}{setting}")
+    raise _BadRecord(f"misses the fields of a record: found {_fields(value)}; needs {wanted}{setting}")
 
 
 def _sharegpt_messages(value: dict[str, Any]) -> list[Message]:
@@ -132,10 +132,10 @@ def _message(entry: Any, where: str, fields: tuple[str, str], roles: dict[str, s
         raise _BadRecord(f"{where} is {_name(entry)}, not an object")
     for field in fields:
         if field not in entry:
-            raise _BadRecord(f'{where} has no "{field}"; found {", ".join(map(str, entry)) or "nothing"}')
+            raise _BadRecord(f'{where} has no "{field}"; found {_fields(entry)}')
     role, content = entry[fields[0]], entry[fields[1]]
     if not isinstance(role, str) or role not in roles:
-        raise _BadRecord(f"{where} has the unknown role {role!r}; use {', '.join(roles)}")
+        raise _BadRecord(f"{where} has the unknown role {_shown(role)}; use {', '.join(roles)}")
     if not isinstance(content, str):
         raise _BadRecord(f"the content of {where} ({role}) is {_name(content)}, not a string")
     for field in TEXT_BESIDE_CONTENT:
@@ -179,6 +179,19 @@ def _check_text(messages: list[Message]) -> None:
             raise _BadRecord(
                 f"{where} holds the lone surrogate U+{code:04X} at offset {error.start}: half a character, or a byte that is not UTF-8"
             ) from error
+
+
+def _fields(value: dict[Any, Any]) -> str:
+    names = [_shown(name) for name in value]
+    more = f" and {len(names) - SHOWN_FIELDS} more" if len(names) > SHOWN_FIELDS else ""
+    return ", ".join(names[:SHOWN_FIELDS]) + more or "nothing"
+
+
+def _shown(value: Any) -> str:
+    """Text of the data as a message may hold it: short, on one line, without half characters."""
+    text = str(value)
+    short = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
+    return "".join(character if character.isprintable() else "?" for character in short)
 
 
 def _name(value: Any) -> str:

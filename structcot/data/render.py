@@ -88,6 +88,8 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     file = model_dir / "tokenizer.json"
+    if not model_dir.is_dir():
+        raise ModelError(f"{model_dir}: is no directory; fetch the model first")
     try:
         if file.exists():
             json.loads(file.read_bytes())

@@ -151,7 +151,8 @@ def build_store(
         return store
     index = {"sha256": hashes, "file_sha256": files, "origin_names": [source.label for source in sources]}
     with _unfinished_directory(cache_dir) as directory:
-        writer = StoreWriter(directory)
+        with _writing(cache_dir):
+            writer = StoreWriter(directory)
         for number, source in enumerate(sources):
             for chunk in _chunks(read_records(source, config.format, config.system_prompt, config_key)):
                 if should_stop():
@@ -228,13 +229,20 @@ def _writing(cache_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _one_at_a_time(cache_dir: Path) -> Iterator[None]:
+    """Keep other processes from adding to the cache or removing from it."""
+    with (cache_dir / "lock").open("ab") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def _unfinished_directory(cache_dir: Path) -> Iterator[Path]:
     """Give a directory that is gone afterwards unless it was renamed; a lock in it tells a running build from a killed one."""
     directory = cache_dir / f"{UNFINISHED}{uuid.uuid4().hex}"
     with _writing(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with (cache_dir / "lock").open("ab") as gate:  # no build may look dead between its first two lines
-            fcntl.flock(gate, fcntl.LOCK_EX)
+        with _one_at_a_time(cache_dir):
             _remove_killed_builds(cache_dir)
             directory.mkdir()
             lock = (directory / "lock").open("wb")
@@ -252,24 +260,18 @@ def _remove_killed_builds(cache_dir: Path) -> None:
             with (directory / "lock").open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(directory, ignore_errors=True)
-        except OSError:  # another build holds it, or just finished
+        except OSError:  # a build that runs holds it, or it is just gone
             continue
 
 
 def _put_in_place(directory: Path, place: Path) -> SampleStore:
     """Rename a complete directory to its key; where another process was first, use what it wrote."""
-    store = open_store(place)
-    if store is None:
-        if place.exists():
-            damaged = place.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
-            place.rename(damaged)
-            shutil.rmtree(damaged, ignore_errors=True)
-        try:
-            directory.rename(place)
-        except OSError:
-            if not place.exists():
-                raise
+    with _one_at_a_time(place.parent):
         store = open_store(place)
+        if store is None:
+            shutil.rmtree(place, ignore_errors=True)  # a damaged one
+            directory.rename(place)
+            store = open_store(place)
     if store is None:
         raise OSError(f"{place} was written but cannot be read back")
     return store

@@ -53,7 +53,7 @@ class ChatTemplate:
         try:
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt))
         except TEMPLATE_ERRORS as error:
-            raise UnfitRecord(f"the chat template refuses the conversation: {error}") from error
+            raise UnfitRecord(f"the chat template refuses the conversation: {' '.join(str(error).split())}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
