@@ -38,7 +38,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="a path, a hub id, smollm2-135m, or countdown")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a path, a hub id, smollm2-135m, or countdown")],
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="where to put it")] = None,
     revision: Annotated[str, typer.Option(help="branch, tag or commit on the hub")] = "main",
     num_records: Annotated[int, typer.Option(min=1, help="countdown: how many demonstrations")] = 1000,

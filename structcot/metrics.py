@@ -117,13 +117,13 @@ def read_metrics(path: Path) -> list[Metrics]:
     return [json.loads(line) for line in _whole_lines(path)]
 
 
-def open_trackers(config: Config) -> list[Tracker]:
-    """A function for each name in `log.report_to` that takes a step's number and metrics.
+def open_trackers(config: Config, next_step: int = 1) -> list[Tracker]:
+    """A function for each name in `log.report_to` that takes a step's number and metrics, from `next_step` on.
 
     Raises:
         ConfigError: if a tracker's package is not installed.
     """
-    openers = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}
+    openers = {"tensorboard": lambda config: _tensorboard(config, next_step), "wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}
     return [openers[name](config) for name in config.log.report_to]
 
 
@@ -139,10 +139,11 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f'log.report_to: "{name}" needs the package {package}; run pip install {package}, or remove it from the list')
 
 
-def _tensorboard(config: Config) -> Tracker:
+def _tensorboard(config: Config, next_step: int) -> Tracker:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(Path(config.output_dir) / "tensorboard"))
+    # What an earlier process has shown of this step and later ones is hidden.
+    writer = SummaryWriter(str(Path(config.output_dir) / "tensorboard"), purge_step=next_step)
 
     def track(step: int, metrics: Metrics) -> None:
         for name, value in metrics.items():

@@ -235,3 +235,9 @@ def _write_atomically(path: Path, text: str) -> None:
     # A path may hold half characters; in JSON text their escape is right.
     unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(unfinished, path)
+
+
+if __name__ == "__main__":
+    from structcot.cli import run_command
+
+    run_command("prepare")

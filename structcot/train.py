@@ -130,7 +130,7 @@ def train_steps(run: Run, state: TrainState) -> TrainState:
     """
     config, num_steps = run.config, run.prepared.plan.num_steps
     metrics_file = MetricsFile(run.output_dir / "metrics.jsonl", state.step)
-    trackers = open_trackers(config) if state.step < num_steps else []
+    trackers = open_trackers(config, state.step + 1) if state.step < num_steps else []
     progress = Progress(state.step, num_steps, config.log.logging_steps)
     saved_step = state.step
     try:

@@ -23,6 +23,10 @@ from structcot.signals import StopFlag
 from structcot.train import Run
 from structcot_kernels import linear_cross_entropy
 
+# Relative errors that rounding alone may make; what is wrong in substance is wrong by far more.
+REORDERED = 1e-6  # the same fp32 terms, added up in another order
+ROUNDED = 1e-5  # two fp32 computations of the same formula, or one and its value in fp64
+
 
 @dataclass(frozen=True)
 class MemoryStore:

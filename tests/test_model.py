@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from structcot.config import PROJECTIONS, TuningConfig
+from structcot.config import TuningConfig
 from structcot.errors import ConfigError, ModelError
 from structcot.model import weights as weights_module
 from structcot.model.decoder import Decoder
@@ -23,13 +23,10 @@ from structcot.model.lora import LoraPair, adapters_of, attach_lora
 from structcot.model.rotary import inverse_frequencies, rotary_tables
 from structcot.model.spec import ModelSpec, read_spec
 from structcot.model.weights import build_model, load_weights, read_tensors, save_weights, weight_files, weights_fingerprint
-from tests.one_step import relative_error
-from tests.tiny_models import LLAMA3_ROPE, MODELS, SIZES, YARN_ROPE, tiny_checkpoint, tiny_config
+from tests.one_step import REORDERED, ROUNDED, relative_error
+from tests.tiny_models import LLAMA3_ROPE, MODELS, YARN_ROPE, tiny_checkpoint, tiny_config
 
 CPU = torch.device("cpu")
-# Elementwise functions of fp32 numbers, evaluated in another order.
-ELEMENTWISE = 1e-6
-
 LLAMA = {
     "model_type": "llama",
     "vocab_size": 211,
@@ -62,7 +59,7 @@ ROPES = {
     "yarn-two-mscales": {"rope_parameters": YARN_ROPE | {"mscale": 1.2, "mscale_all_dim": 0.7}},
     "yarn-one-mscale": {"rope_parameters": YARN_ROPE | {"mscale": 1.2}},
     "yarn-factor-one": {"rope_parameters": YARN_ROPE | {"factor": 1.0}},
-    "yarn-narrow": {"rope_parameters": YARN_ROPE | {"original_max_position_embeddings": 64, "beta_slow": 30.0}},
+    "yarn-narrow": {"rope_parameters": YARN_ROPE | {"original_max_position_embeddings": 64, "beta_slow": 30.0}},  # no pair is blended
 }
 
 
@@ -71,9 +68,20 @@ def checkpoint(tmp_path: Path) -> Path:
     return tiny_checkpoint(tmp_path / "model", "qwen2")
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_the_shape_read_is_that_of_the_model_that_transformers_builds(kind: str, tmp_path: Path) -> None:
-    spec = read_spec(tiny_checkpoint(tmp_path, kind))
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        *((kind, {}) for kind in MODELS),
+        ("qwen2", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen3", {"attention_bias": True, "mlp_bias": True}),
+        ("llama3-rope-tied", {"attention_bias": True}),
+        ("llama3-rope-tied", {"mlp_bias": True}),
+        ("llama3-rope-tied", {"head_dim": 20}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "plain",
+)
+def test_the_shape_read_is_that_of_the_model_that_transformers_builds(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    spec = read_spec(tiny_checkpoint(tmp_path, kind, **changes))
     theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path), dtype=torch.float32)
     model = Decoder(spec, torch.float32)
     assert {name: tuple(value.shape) for name, value in model.named_parameters()} == {
@@ -146,15 +154,15 @@ def test_rotary_tables_are_those_of_transformers(rope: str, tmp_path: Path) -> N
     cos_1Pd, sin_1Pd = embedding(torch.zeros(1), torch.arange(5000).unsqueeze(0))
 
     cos_Pd, sin_Pd = rotary_tables(spec, 5000)
-    assert relative_error(inverse_frequencies(spec.rope, 64), embedding.inv_freq) <= ELEMENTWISE
+    assert relative_error(inverse_frequencies(spec.rope, 64), embedding.inv_freq) <= REORDERED
     if spec.rope.kind != "default":
         wanted_h, factor = ROPE_INIT_FUNCTIONS[spec.rope.kind](theirs, torch.device("cpu"))
-        assert relative_error(inverse_frequencies(spec.rope, 64), wanted_h) <= ELEMENTWISE
+        assert relative_error(inverse_frequencies(spec.rope, 64), wanted_h) <= REORDERED
         assert spec.rope.attention_factor == pytest.approx(factor)
     # One unit in the last place of a frequency is 3e-4 of a radian at position 5000.
     assert (cos_Pd - cos_1Pd[0]).abs().max() <= 1e-3
     assert (sin_Pd - sin_1Pd[0]).abs().max() <= 1e-3
-    assert relative_error(cos_Pd[:64], cos_1Pd[0, :64]) <= 1e-5
+    assert relative_error(cos_Pd[:64], cos_1Pd[0, :64]) <= ROUNDED
 
 
 @pytest.mark.parametrize("kind", ["llama3", "yarn"])
@@ -204,7 +212,7 @@ def test_a_missing_tensor_is_an_error_that_names_it(name: str, checkpoint: Path)
 
 def test_a_tensor_left_over_is_an_error_that_names_it(checkpoint: Path) -> None:
     change_tensors(checkpoint, lambda tensors: tensors.update({"model.layers.0.self_attn.o_proj.bias": torch.zeros(48)}))
-    with pytest.raises(ModelError, match="missing nothing, left over model.layers.0.self_attn.o_proj.bias"):
+    with pytest.raises(ModelError, match=r"missing nothing, left over model\.layers\.0\.self_attn\.o_proj\.bias"):
         load(checkpoint)
 
 
@@ -227,7 +235,7 @@ def test_a_tied_head_that_is_stored_too_may_not_differ(tmp_path: Path) -> None:
     change_tensors(tmp_path, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
     load(tmp_path)
     change_tensors(tmp_path, lambda tensors: tensors["lm_head.weight"].add_(1e-3))
-    with pytest.raises(ModelError, match="ties the head to the embedding, but lm_head.weight differs"):
+    with pytest.raises(ModelError, match="ties the head to the embedding, but"):
         load(tmp_path)
 
 
@@ -298,11 +306,18 @@ def test_the_fingerprint_sees_a_tensor_changed_in_a_file_too_large_to_read_whole
     assert len(fingerprints) == 9
 
 
-def test_the_fingerprint_sees_shards_and_names_of_tensors(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_sees_a_renamed_tensor_late_in_a_long_header(tmp_path: Path) -> None:
+    tensors = {f"tensor-{number:03d}": torch.zeros(4) for number in range(300)} | {"zeros": torch.zeros(2**22)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    before = weights_fingerprint(tmp_path)
+    tensors["tensor-25x"] = tensors.pop("tensor-250")
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert weights_fingerprint(tmp_path) != before
+
+
+def test_the_fingerprint_sees_how_a_checkpoint_is_cut_into_files(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard(checkpoint, tmp_path / "shards", monkeypatch)
-    fingerprints = {weights_fingerprint(checkpoint), weights_fingerprint(tmp_path / "shards")}
-    change_tensors(checkpoint, lambda tensors: tensors.update({"other": tensors.pop("model.norm.weight")}))
-    assert len(fingerprints | {weights_fingerprint(checkpoint)}) == 3
+    assert weights_fingerprint(checkpoint) != weights_fingerprint(tmp_path / "shards")
 
 
 def test_adapters_start_as_in_peft_a_uniform_and_b_zero(tmp_path: Path) -> None:
@@ -312,13 +327,13 @@ def test_adapters_start_as_in_peft_a_uniform_and_b_zero(tmp_path: Path) -> None:
     assert len(pairs) == 14
     for name, pair in pairs.items():
         outputs, inputs = model.get_parameter(f"{name}.weight").shape
-        bound = inputs**-0.5
+        bound, lora_A = inputs**-0.5, pair.lora_A.detach()
         assert (tuple(pair.lora_A.shape), tuple(pair.lora_B.shape)) == ((64, inputs), (outputs, 64))
         assert not pair.lora_B.any()
-        assert 0.99 * bound <= float(pair.lora_A.abs().max()) <= bound
+        assert 0.99 * bound <= float(lora_A.abs().max()) <= bound
         # Of 4096 draws or more the mean and the deviation lie within 5 of their own standard deviations.
-        assert abs(float(pair.lora_A.mean())) <= 5 * bound / 3**0.5 / pair.lora_A.numel() ** 0.5
-        assert float(pair.lora_A.std()) == pytest.approx(bound / 3**0.5, rel=5 * 0.45 / pair.lora_A.numel() ** 0.5)
+        assert abs(float(lora_A.mean())) <= 5 * bound / 3**0.5 / lora_A.numel() ** 0.5
+        assert float(lora_A.std()) == pytest.approx(bound / 3**0.5, rel=5 * 0.45 / lora_A.numel() ** 0.5)
 
 
 def test_only_adapters_are_trained(checkpoint: Path) -> None:
@@ -383,8 +398,3 @@ def shard(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Save the weights again in several files."""
     monkeypatch.setattr(weights_module, "MAX_SHARD_BYTES", 100_000)
     save_weights(tensors_of(source), source, target)
-
-
-def test_projections_are_seven() -> None:
-    assert len(PROJECTIONS) == 7
-    assert SIZES["num_hidden_layers"] == 2

@@ -6,24 +6,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from structcot.data.batch import pack
 from structcot.data.loader import Feed, eval_batches
 from structcot.data.render import IGNORE
+from structcot.model import decoder
 from structcot.model.decoder import Decoder
-from structcot.model.lora import LoraPair, stable_hash
+from structcot.model.lora import stable_hash
 from structcot.model.weights import build_model
 from structcot.train import evaluate, train_step
 from structcot_kernels.reference import keep_mask, lora_linear
-from tests.one_step import MemoryStore, assert_near, feed_of, loss_and_gradients, make_run, relative_error
+from tests.one_step import REORDERED, MemoryStore, assert_near, feed_of, loss_and_gradients, make_run, relative_error
 from tests.tiny_models import MODELS, random_samples, randomise_adapters, tiny_checkpoint, tiny_config
 
-# Sums in fp32 over the same terms in another order.
-REORDERED = 1e-6
 LENGTHS = (37, 30, 64, 35, 2, 11)  # four micro-batches of at most 64 tokens
 
 
@@ -169,11 +170,19 @@ def test_dropout_keeps_a_share_of_one_minus_p_of_tokens_and_of_columns(dropout: 
     assert (mask.float().mean(1) - (1.0 - dropout)).abs().max() <= 5 * deviation / num_columns**0.5
 
 
-def test_masks_of_neighbours_in_position_column_and_module_are_independent(model_dirs: dict[str, Path]) -> None:
-    batch = pack(random_samples([512]), dropout_keys=[2**55])
-    names = [pair.name for pair in tiny(model_dirs["qwen2"]).modules() if isinstance(pair, LoraPair)]
-    assert len(names) == 14
-    masks = torch.stack([keep_mask(batch.dropout_keys_T + stable_hash(name), 64, 0.5) for name in names]).float() - 0.5
+def test_masks_of_neighbours_in_position_column_and_module_are_independent(
+    model_dirs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[Tensor] = []
+
+    def noted(*arguments: Any) -> Tensor:
+        keys.append(arguments[-1])
+        return lora_linear(*arguments)
+
+    monkeypatch.setattr(decoder, "lora_linear", noted)
+    tiny(model_dirs["qwen2"], lora_dropout=0.5)(pack(random_samples([512]), dropout_keys=[2**55]))
+    assert len(keys) == 14
+    masks = torch.stack([keep_mask(keys_T, 64, 0.5) for keys_T in keys]).float() - 0.5
     across = [masks[:, 1:] * masks[:, :-1], masks[:, :, 1:] * masks[:, :, :-1]]
     across += [masks[one] * masks[two] for one in range(14) for two in range(one)]
     for product in across:
@@ -187,6 +196,12 @@ def test_dropout_differs_from_step_to_step_and_from_seed_to_seed(model_dirs: dic
     again = loss_and_gradients(model, six_in_a_step(dropout_seed=1).step_batches(1))[0]
     assert len(losses) == 4
     assert again in losses
+
+
+def test_no_two_tokens_of_a_run_share_a_dropout_key() -> None:
+    feed = six_in_a_step()
+    keys = torch.cat([batch.dropout_keys_T for step in (0, 1) for batch in feed.step_batches(step)])
+    assert len(keys.unique()) == len(keys) == 2 * 179
 
 
 def test_nothing_is_dropped_in_evaluation(model_dirs: dict[str, Path]) -> None:
@@ -208,12 +223,12 @@ def test_held_out_samples_are_seen_once_each_in_bins_under_the_cap() -> None:
     assert max(batch.num_tokens for batch in batches) <= 64
 
 
-def test_the_costliest_microbatch_of_the_run_is_found() -> None:
-    config = tiny_config(train={"batch_sequences": 2}, parallel={"max_tokens_per_microbatch": 66})
-    by_tokens, by_attention = (feed_of(random_samples([20] * 9 + [50]), config, ratio) for ratio in (0.0, 1.0))
-    assert by_tokens.max_microbatch_tokens() == 50
-    assert by_tokens.costliest_batch().num_tokens == 50
-    assert by_attention.costliest_batch().cu_seqlens_S1 == [0, 50]
+@pytest.mark.parametrize(("attention_ratio", "borders"), [(0.0, [0, 20, 40, 60, 80]), (1.0, [0, 50])], ids=["by-tokens", "by-attention"])
+def test_the_costliest_microbatch_of_the_run_is_found(attention_ratio: float, borders: list[int]) -> None:
+    config = tiny_config(train={"batch_sequences": 4}, parallel={"max_tokens_per_microbatch": 80})
+    feed = feed_of(random_samples([20] * 11 + [50]), config, attention_ratio)
+    assert feed.costliest_batch().cu_seqlens_S1 == borders
+    assert feed.max_microbatch_tokens() == 80
 
 
 @pytest.mark.parametrize(

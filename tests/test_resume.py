@@ -465,7 +465,9 @@ def test_other_data_model_or_template_of_the_same_name_is_refused(site: Site, tm
         "parallel.max_tokens_per_microbatch=4096",
     ],
 )
-def test_what_decides_nothing_of_the_result_may_change(override: str, site: Site, half_run: Path, finished_run: Path, tmp_path: Path) -> None:
+def test_what_decides_nothing_of_the_result_may_change(
+    override: str, site: Site, half_run: Path, finished_run: Path, tmp_path: Path
+) -> None:
     run_dir = copy_run(half_run, tmp_path / "run")
     outcome = site.train(run_dir, override)
     assert outcome.status == DONE, outcome.err

@@ -22,6 +22,7 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 32768,
+    "rms_norm_eps": 3e-3,  # large enough to be missed where it is left out
     "bos_token_id": None,
     "eos_token_id": None,
 }

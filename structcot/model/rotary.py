@@ -52,5 +52,5 @@ def _yarn(plain_h: Tensor, rope: RopeSpec, head_dim: int) -> Tensor:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     pairs_h = torch.arange(head_dim // 2, dtype=torch.float32, device=plain_h.device)
-    stretched_h = ((pairs_h - low) / max(high - low, 0.001)).clamp(0.0, 1.0)
+    stretched_h = ((pairs_h - low) / (high - low or 0.001)).clamp(0.0, 1.0)
     return plain_h / rope.factor * stretched_h + plain_h * (1 - stretched_h)
