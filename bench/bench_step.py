@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from structcot.config import Config, parse_config
+from structcot.config import Config
+from structcot.config_file import parse_config
 from structcot.data.batch import MicroBatch, pack
 from structcot.data.render import IGNORE, KINDS, RenderedSample
 from structcot.fetch import resolve_model

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from structcot import __version__
-from structcot.config import load_config
+from structcot.config_file import load_config
 from structcot.errors import ConfigError, StructcotError
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of the run")]
@@ -60,7 +60,7 @@ def fetch(
 @app.command()
 def prepare(config: ConfigFile, overrides: Overrides = None, json_file: JsonFile = None) -> None:
     """Read, render, mask, check and plan the data; writes OUTPUT/data and trains nothing."""
-    from structcot.ready import prepare as prepare_run
+    from structcot.prepare import prepare as prepare_run
     from structcot.rundir import locked
 
     loaded = load_config(config, overrides or ())
@@ -141,7 +141,9 @@ def _guarded(arguments: list[str]) -> None:
 
 
 def _write_json(path: Path | None, facts: object) -> None:
-    if path is not None:
+    if path == Path("-"):
+        print(json.dumps(facts, indent=2))
+    elif path is not None:
         path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

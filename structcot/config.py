@@ -1,4 +1,4 @@
-"""The config of a run: one strict TOML file, overrides from the command line, and the resolved file that a run writes back.
+"""The config of a run: every key, its type, its range and its default.
 
 Names follow TRL and PEFT where those have one. Every section rejects unknown keys and names the nearest valid one; every value is
 checked against its range here, so no later stage meets a nonsensical number. A config is immutable once loaded.
@@ -9,42 +9,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
-import tomllib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from structcot.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-
-# What other trainers call our keys: named in the error text, never accepted.
-FOREIGN_NAMES = {
-    "base_model": "model_name_or_path",
-    "cutoff_len": "data.max_length",
-    "sequence_len": "data.max_length",
-    "max_seq_length": "data.max_length",
-    "dataset": "data.train",
-    "datasets": "data.train",
-    "lora_rank": "tuning.lora_r",
-    "r": "tuning.lora_r",
-    "lora_target": "tuning.lora_target_modules",
-    "target_modules": "tuning.lora_target_modules",
-    "lr": "train.learning_rate",
-    "lr_scheduler": "train.lr_scheduler_type",
-    "per_device_train_batch_size": "train.batch_sequences",
-    "gradient_accumulation_steps": "train.batch_sequences",
-    "train_batch_size": "train.batch_sequences",
-    "num_epochs": "train.num_train_epochs",
-    "epochs": "train.num_train_epochs",
-    "gradient_checkpointing": "parallel.recompute",
-}
 
 
 class Section(BaseModel):
@@ -220,119 +191,10 @@ class Config(Section):
         return {key: value for key, value in values.items() if not key.startswith(runs_elsewhere)}
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path`, lay `key=value` overrides over it and check everything.
-
-    Raises:
-        ConfigError: naming the file, the dotted key, what was found and what is allowed.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a config: {error}; give the path of a TOML file") from error
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: is not valid TOML: {error}") from error
-    for override in overrides:
-        _lay_over(values, override)
-    return parse_config(values, origin=str(path))
-
-
-def parse_config(values: dict[str, Any], origin: str) -> Config:
-    """Check a nested dictionary of values; `origin` is the file that messages name.
-
-    Raises:
-        ConfigError: listing every key that is wrong, one a line.
-    """
-    try:
-        return Config.model_validate({"data": {}, **values})  # so that it is data.train that is missing
-    except ValidationError as error:
-        lines = [_explain(origin, details) for details in error.errors(include_url=False)]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
-
-
-def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every key that a config may hold, dotted."""
-    for name, field in model.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            yield from valid_keys(section, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 def nearest(name: str, candidates: Sequence[str]) -> str:
     """Text ' (did you mean ...?)' that ends an error message, or nothing where no candidate is close."""
     matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
     return f" (did you mean {matches[0]}?)" if matches else ""
-
-
-def _lay_over(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        raise ConfigError(f'override "{override}": use key=value, for example train.learning_rate=2e-4')
-    table = values
-    for name in path[:-1]:
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f'override "{override}": {name} is a value, not a table')
-    table[path[-1]] = _toml_value(text.strip())
-
-
-def _toml_value(text: str) -> Any:
-    """The TOML value, or the text itself: a shell eats the quotes of `output_dir="runs/a"`; a wrong type is found by the schema."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _explain(origin: str, details: Any) -> str:
-    location = [str(part) for part in details["loc"]]
-    key = ".".join(location)
-    if details["type"] == "extra_forbidden":
-        return f"{origin}: unknown key {key}{_suggestion(key)}"
-    if details["type"] == "missing":
-        return f"{origin}: {key} is missing; set it in the file or as {key}=... on the command line"
-    message = details["msg"].removeprefix("Value error, ")
-    if not location:
-        return f"{origin}: {message}"
-    if details["type"].startswith(("greater_than", "less_than")):
-        message = f"allowed is {_bounds(details['loc'])}"
-    if details["type"] == "model_type":
-        message = f"use a table, [{key}]"
-    if message.startswith(key):
-        return f"{origin}: {message}"
-    return f"{origin}: {key}: got {json.dumps(details['input'], default=str)[:200]}; {message[0].lower()}{message[1:]}"
-
-
-def _bounds(location: Sequence[str | int]) -> str:
-    """The allowed range of the number at `location`, for example '>= 1 and <= 4096'."""
-    section: Any = Config
-    limits: list[str] = []
-    for name in location:
-        if isinstance(name, str):  # else an entry of a list
-            field = section.model_fields[name]
-            limits = [f"{sign} {getattr(one, kind)}" for kind, sign in SIGNS.items() for one in field.metadata if hasattr(one, kind)]
-            section = next(iter(get_args(field.annotation)), field.annotation)
-    return " and ".join(limits)
-
-
-def _suggestion(key: str) -> str:
-    last = key.rsplit(".", 1)[-1]
-    if re.fullmatch(r"data\.(train|eval)\.\d+", key.rpartition(".")[0]):
-        return f"; valid: {' '.join(DataSource.model_fields)}{nearest(last, list(DataSource.model_fields))}"
-    if last in FOREIGN_NAMES:
-        return f"; here it is called {FOREIGN_NAMES[last]}"
-    keys = [*Config.model_fields, *valid_keys()]
-    same_name = [candidate for candidate in keys if candidate.rsplit(".", 1)[-1] == last]
-    if same_name:
-        return f"; did you mean {same_name[0]}?"
-    by_last = {candidate.rsplit(".", 1)[-1]: candidate for candidate in reversed(keys)}
-    close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.5) or difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
-    return f"; did you mean {by_last.get(close[0], close[0])}?"
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

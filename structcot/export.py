@@ -13,7 +13,8 @@ import numpy as np
 
 from structcot.certificate import certify_adapter, certify_model
 from structcot.checkpoint import complete_checkpoints, load_latest, read_state
-from structcot.config import Config, load_config
+from structcot.config import Config
+from structcot.config_file import load_config
 from structcot.data.batch import MicroBatch, pack
 from structcot.data.render import IGNORE, KINDS, RenderedSample, load_tokenizer
 from structcot.device import choose_device

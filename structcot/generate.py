@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from structcot.config import load_config
+from structcot.config_file import load_config
 from structcot.console import say
 from structcot.data.render import NONE, PROMPT
 from structcot.data.turns import SOLUTION_TAGS, THOUGHT_TAGS
 from structcot.errors import ExportError
-from structcot.ready import Prepared, prepare
+from structcot.prepare import Prepared, prepare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -182,7 +182,7 @@ def _present(metrics: Metrics) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
 
 
-def _parse(line: str) -> Metrics:
+def _parse(line: str) -> dict[str, Any]:
     """One line of metrics.jsonl; empty where it is none: lines after the last checkpoint may be anything after a power cut."""
     try:
         return dict(json.loads(line))

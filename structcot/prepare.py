@@ -1,240 +1,110 @@
-"""From a config to samples that are ready to train on, and the files that show what was done.
+"""Everything that a run knows before its first step: model directory, tokenizer, samples and the plan of every step.
 
-Every record that cannot be used stops the run here, before any GPU is asked for anything, in one list of `file:line: what is wrong`; with
-data.on_bad_record = "skip" the run goes on without them. What was left out is always in OUTPUT/data/rejected.jsonl.
-
-Legend: S samples.
+Run as `python -m structcot.prepare CONFIG`, or `structcot prepare CONFIG`, to see and check the data without training.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from structcot.checkpoint import need_same_run
 from structcot.config import Config
-from structcot.data.proof import prove
-from structcot.data.records import Record, read_records
-from structcot.data.rows import Rejected
-from structcot.data.store import SampleStore, build_store, default_cache_dir
-from structcot.data.turns import default_system_prompt, template_text
-from structcot.errors import DataError, ModelError
+from structcot.console import say
+from structcot.data.plan import StepPlan, imbalance, make_plan
+from structcot.data.render import load_tokenizer
+from structcot.data.samples import PreparedData, length_histogram, prepare_samples, write_data_files
+from structcot.errors import ConfigError
+from structcot.fetch import resolve_model
+from structcot.files import write_json
+from structcot.model.spec import ModelSpec, read_spec
+from structcot.rundir import write_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LISTED_RECORDS = 50
-HISTOGRAM_BINS = 24
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedData:
-    """Samples to train on and to evaluate on.
+class Prepared:
+    """Where the model lies, its shape and tokenizer, the samples, and which of them make which step (numbers into `data.train_indices`).
 
-    `train_indices` are the samples of `train` that are trained on, `eval_indices` those of `eval` that are held out; both in rising order.
-    With data.eval_fraction `eval` is the same store as `train`; with nothing held out it is None and `eval_indices` is empty.
+    `hashes` are the sha256 of what went in, by name; `identity` is what decides what is learned, of the config and of the data.
     """
 
-    train: SampleStore
-    eval: SampleStore | None
-    train_indices: np.ndarray
-    eval_indices: np.ndarray
-    warnings: tuple[str, ...]
-
-    @property
-    def rejected(self) -> tuple[Rejected, ...]:
-        """Every record that is not used, of the training and the held-out data."""
-        return _rejected(self.train, self.eval)
-
-    @property
-    def lengths_S(self) -> np.ndarray:
-        """Tokens of each sample that is trained on."""
-        return self.train.lengths_S[self.train_indices]
-
-    def summary(self) -> dict[str, int]:
-        """Count what is trained on, and what was left out or changed of the training data."""
-        counts = self.train.counts
-        return {
-            "samples": len(self.train_indices),
-            "tokens": int(self.lengths_S.sum()),
-            "supervised_tokens": int(self.train.supervised_S[self.train_indices].sum()),
-            "eval_samples": len(self.eval_indices),
-            "dropped": counts.dropped,
-            "bad": counts.bad,
-            "truncated": counts.truncated,
-            "merged_start": counts.merged_start,
-            "duplicates": counts.duplicates,
-        }
+    model_dir: Path
+    spec: ModelSpec
+    tokenizer: PreTrainedTokenizerFast
+    data: PreparedData
+    plan: StepPlan
+    hashes: dict[str, str]
+    identity: dict[str, Any]
 
 
-def prepare_samples(
-    config: Config,
-    tokenizer: PreTrainedTokenizerFast,
-    model_dir: Path,
-    should_stop: Callable[[], bool],
-    cache_dir: Path | None = None,
-) -> PreparedData:
-    """Read, render, mask and check all data; the second time it is only opened.
+def prepare(config: Config, should_stop: Callable[[], bool]) -> Prepared:
+    """Read, render, check and plan the data of `config`, and write config.toml and data/ into its output directory.
 
     Raises:
-        DataError: listing every bad record, unless they are to be skipped; or if no sample is left.
-        ModelError: if the tokenizer gives ids that the model has no row for.
-        ConfigError, FetchError, Interrupted: as `build_store`.
+        DataError: listing every bad record.
+        MismatchError: if the output directory holds checkpoints of another run; nothing is written then.
+        ConfigError, ModelError, FetchError: if a path, the model or a setting is wrong.
+        Interrupted: if `should_stop` said so between chunks of records.
     """
-    data, cache = config.data, cache_dir or default_cache_dir()
-    train = build_store(data.train, data, tokenizer, model_dir, cache, should_stop)
-    held_out = build_store(data.eval, data, tokenizer, model_dir, cache, should_stop, "data.eval") if data.eval else None
-    rejected = _rejected(train, held_out)
-    bad = [record for record in rejected if not record.dropped]
-    if bad and data.on_bad_record == "error":
-        write_rejected(Path(config.output_dir), rejected)
-        raise DataError(_listing(bad, Path(config.output_dir)))
-    for key, store in (("data.train", train), ("data.eval", held_out)):
-        if store is not None and not len(store):
-            write_rejected(Path(config.output_dir), rejected)
-            raise DataError(f"{key}: no sample is left of {len(store.rejected)} records; first reason: {_line(store.rejected[0])}")
-    train_indices, eval_indices = np.arange(len(train)), np.arange(len(held_out) if held_out else 0)
-    if data.eval_fraction:
-        train_indices, eval_indices = _hold_out(len(train), data.eval_fraction, config.seed)
-        held_out = train
-    stores = [train] if held_out is None or held_out is train else [train, held_out]
-    return PreparedData(
-        train=train,
-        eval=held_out,
-        train_indices=train_indices,
-        eval_indices=eval_indices,
-        warnings=tuple(_warnings(stores, tokenizer, model_dir)),
-    )
+    model_dir = resolve_model(config.model_name_or_path, config.revision)
+    spec = read_spec(model_dir)
+    tokenizer = load_tokenizer(model_dir)
+    output_dir = Path(config.output_dir)
+    data = prepare_samples(config, tokenizer, model_dir, should_stop)
+    for warning in data.warnings:
+        say(f"note: {warning}")
+    weights = np.array([source.weight for source in config.data.train])[data.train.origins_S[data.train_indices]]
+    plan = make_plan(data.lengths_S, config.train, config.seed, None if (weights == 1.0).all() else weights)
+    _need_room_for_longest(config, data)
+    identity = {**config.identity(), **{f"sha256 of the {name}": sha256 for name, sha256 in data.train.sha256.items()}}
+    need_same_run(output_dir / "checkpoints", identity)
+    write_config(config, output_dir)
+    write_data_files(output_dir, data, tokenizer, config)
+    write_json(output_dir / "data" / "plan.json", plan_facts(config, spec, data, plan))
+    hashes = {
+        **data.train.sha256,
+        "plan": plan.sha256,
+        "config": config.sha256,
+    }
+    return Prepared(model_dir=model_dir, spec=spec, tokenizer=tokenizer, data=data, plan=plan, hashes=hashes, identity=identity)
 
 
-def write_data_files(output_dir: Path, prepared: PreparedData, tokenizer: PreTrainedTokenizerFast, config: Config) -> None:
-    """Write OUTPUT/data/rejected.jsonl and OUTPUT/data/proof.json, the proof of the sample of median length.
+def plan_facts(config: Config, spec: ModelSpec, data: PreparedData, plan: StepPlan) -> dict[str, object]:
+    """What plan.json says: counts of samples and tokens, steps, and how evenly they lie over this number of ranks and over others."""
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
 
-    Raises:
-        DataError: if that sample is not what the tokenizer's own rendering of its record gives.
-    """
-    write_rejected(output_dir, prepared.rejected)
-    by_length = prepared.train_indices[np.argsort(prepared.lengths_S, kind="stable")]
-    index = int(by_length[(len(by_length) - 1) // 2])
-    sample = prepared.train.sample(index)
-    source = config.data.train[prepared.train.origins_S[index]]
-    for record in read_records(source, config.data.format, config.data.system_prompt):
-        if isinstance(record, Record) and record.source == sample.source:
-            proof = prove(sample, record, tokenizer, config.data)
-            _write_atomically(output_dir / "data" / "proof.json", json.dumps(proof, ensure_ascii=False, indent=1))
-            return
-    raise DataError(f"{sample.source}: is no longer there; did the data change meanwhile? Run the command again")
+    def evenness(ranks: int) -> float:
+        max_tokens = config.parallel.max_tokens_per_microbatch
+        return imbalance(plan, num_ranks=ranks, max_tokens=max_tokens, attention_ratio=spec.attention_ratio)
 
-
-def write_rejected(output_dir: Path, rejected: Sequence[Rejected]) -> None:
-    """Write OUTPUT/data/rejected.jsonl: place, reason and, where known, tokens of every record that is not used."""
-    lines = [{"source": record.source, "reason": record.reason, "tokens": record.tokens} for record in rejected]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    _write_atomically(output_dir / "data" / "rejected.jsonl", text)
+    return {
+        **data.summary(),
+        "steps": plan.num_steps,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "imbalance": evenness(num_ranks),
+        "imbalance_by_ranks": {str(ranks): evenness(ranks) for ranks in (1, 2, 4, 8, 16)},
+        "hash": plan.sha256,
+        "length_histogram": length_histogram(data.lengths_S),
+    }
 
 
-def length_histogram(lengths_S: np.ndarray) -> dict[str, list[int]]:
-    """Count samples by length: `samples[i]` of them have at least `edges_tokens[i]` and fewer than `edges_tokens[i + 1]` tokens."""
-    longest = int(lengths_S.max(initial=1))
-    width = -(-(longest + 1) // HISTOGRAM_BINS)
-    edges = np.arange(0, longest + width + 1, width)
-    counts, _ = np.histogram(lengths_S, bins=edges)
-    return {"edges_tokens": edges.tolist(), "samples": counts.tolist()}
-
-
-def _rejected(train: SampleStore, held_out: SampleStore | None) -> tuple[Rejected, ...]:
-    return train.rejected + (held_out.rejected if held_out is not None and held_out is not train else ())
-
-
-def _listing(bad: Sequence[Rejected], output_dir: Path) -> str:
-    lines = [_line(record) for record in bad[:LISTED_RECORDS]]
-    if len(bad) > LISTED_RECORDS:
-        lines.append(f"... and {len(bad) - LISTED_RECORDS} more (all in {output_dir / 'data' / 'rejected.jsonl'})")
-    records = "1 record" if len(bad) == 1 else f"{len(bad)} records"
-    return "\n".join([*lines, f'{records} cannot be trained on; mend or remove them, or set data.on_bad_record = "skip"'])
-
-
-def _line(record: Rejected) -> str:
-    return f"{record.source}: {record.reason}"
-
-
-def _hold_out(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seeded choice of what is held out: at least one sample, and not all."""
-    if count < 2:
-        raise DataError(f"data.eval_fraction: got {fraction}, but there is only {count} sample; add data or leave it at 0")
-    held_out = min(max(1, round(count * fraction)), count - 1)
-    order = np.random.default_rng([seed, count]).permutation(count)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-
-def _warnings(stores: Sequence[SampleStore], tokenizer: PreTrainedTokenizerFast, model_dir: Path) -> list[str]:
-    model = _model_sizes(model_dir)
-    longest = max(int(store.lengths_S.max()) for store in stores)
-    largest = max(store.counts.largest_token for store in stores)
-    if largest >= model.get("vocab_size", largest + 1):
-        raise ModelError(
-            f"{model_dir}: the tokenizer gives token {largest}, but the model has only {model['vocab_size']} tokens; "
-            "use the tokenizer that belongs to the model"
+def _need_room_for_longest(config: Config, data: PreparedData) -> None:
+    lengths = [int(data.lengths_S.max())]
+    if data.eval is not None:
+        lengths.append(int(data.eval.lengths_S[data.eval_indices].max()))
+    if max(lengths) > config.parallel.max_tokens_per_microbatch:
+        raise ConfigError(
+            f"parallel.max_tokens_per_microbatch: got {config.parallel.max_tokens_per_microbatch}, but the longest sample has"
+            f' {max(lengths)} tokens and none is cut; raise it to {max(lengths)}, or lower data.max_length with data.overlong = "drop"'
         )
-    warnings = []
-    if longest > model.get("max_position_embeddings", longest):
-        warnings.append(
-            f"the longest sample has {longest} tokens, the model's max_position_embeddings is {model['max_position_embeddings']}: "
-            "positions beyond it were never trained; lower data.max_length or use a model with longer context"
-        )
-    return warnings + _template_warnings(stores, tokenizer)
-
-
-def _template_warnings(stores: Sequence[SampleStore], tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    def total(name: str) -> int:
-        return sum(getattr(store.counts, name) for store in stores)
-
-    warnings = []
-    system = default_system_prompt(tokenizer) if total("without_system") else ""
-    if system:
-        warnings.append(
-            f"{total('without_system')} samples have no system message and the chat template writes its own into them: "
-            f'"{system[:200]}"; set data.system_prompt to choose one'
-        )
-    if "strftime_now" in template_text(tokenizer):
-        warnings.append("the chat template writes today's date into the samples; samples already prepared keep the date of their day")
-    if total("merged_start"):
-        warnings.append(
-            f"in {total('merged_start')} samples the assistant's first token also holds the end of the role header and is not trained on "
-            "(content that starts with a newline)"
-        )
-    if total("prompt_differs"):
-        warnings.append(
-            f"in {total('prompt_differs')} samples the assistant does not start with the thought that the generation prompt of the chat "
-            "template opens; generate with a template that does not open it"
-        )
-    if total("duplicates"):
-        warnings.append(f"{total('duplicates')} samples have the same tokens as another sample")
-    return warnings
-
-
-def _model_sizes(model_dir: Path) -> dict[str, int]:
-    path = model_dir / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read: {error}; fetch the model again") from error
-    return {name: values[name] for name in ("vocab_size", "max_position_embeddings") if isinstance(values.get(name), int)}
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    # A path may hold half characters; in JSON text their escape is right.
-    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":

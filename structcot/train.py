@@ -31,7 +31,7 @@ from structcot.model.decoder import Decoder
 from structcot.model.lora import adapters_of
 from structcot.model.weights import build_model, weights_fingerprint
 from structcot.optim import learning_rate, make_optimizer, set_learning_rate
-from structcot.ready import Prepared, prepare
+from structcot.prepare import Prepared, prepare
 from structcot.report import write_report
 from structcot.rundir import locked, write_manifest
 from structcot.signals import StopFlag, StopRequested

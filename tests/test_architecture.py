@@ -20,6 +20,7 @@ ALLOWED = {
     "structcot.errors": (),
     "structcot.files": ("structcot.errors",),
     "structcot.config": ("structcot.errors",),
+    "structcot.config_file": ("structcot.errors", "structcot.config"),
     "structcot.data": ("structcot.errors", "structcot.config", "structcot.files", "structcot.data"),
     "structcot.model": ("structcot_kernels", "structcot.errors", "structcot.config", "structcot.data.batch", "structcot.model"),
     "structcot.countdown": ("structcot.errors", "structcot.files", "structcot.countdown"),

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from structcot.config import FOREIGN_NAMES, PROJECTIONS, Config, DataSource, load_config, parse_config, valid_keys
+from structcot.config import PROJECTIONS, Config, DataSource
+from structcot.config_file import FOREIGN_NAMES, load_config, parse_config, valid_keys
 from structcot.errors import ConfigError
 from tests.tiny_run import ROOT, TINY_CONFIG
 

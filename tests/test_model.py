@@ -58,7 +58,7 @@ ROPES = {
     "yarn-attention-factor": {"rope_parameters": YARN_ROPE | {"attention_factor": 1.7}},
     "yarn-two-mscales": {"rope_parameters": YARN_ROPE | {"mscale": 1.2, "mscale_all_dim": 0.7}},
     "yarn-one-mscale": {"rope_parameters": YARN_ROPE | {"mscale": 1.2}},
-    "yarn-factor-one": {"rope_parameters": YARN_ROPE | {"factor": 1.0}},
+    "yarn-factor-below-one": {"rope_parameters": YARN_ROPE | {"factor": 0.5}},
     "yarn-narrow": {"rope_parameters": YARN_ROPE | {"original_max_position_embeddings": 64, "beta_slow": 30.0}},  # no pair is blended
 }
 
@@ -114,12 +114,27 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(family: str, tmp_pa
         ({"model_type": None}, 'model_type is "None"'),
         ({"hidden_act": "gelu"}, 'hidden_act is "gelu"; only silu'),
         ({"use_sliding_window": True}, "use_sliding_window is true"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "only full_attention is supported"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope parameters differ by full_attention"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only whole heads are rotated"),
         ({"quantization_config": {"bits": 4}}, "the weights are quantised; give the model in bfloat16 or float32"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 'rope type "dynamic" is not supported; use default, llama3 or yarn'),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, 'rope type "linear" is not supported'),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "lacks 'low_freq_factor'"),
     ],
-    ids=["family", "no-family", "activation", "sliding-window", "quantised", "rope-dynamic", "rope-linear", "rope-incomplete"],
+    ids=[
+        "family",
+        "no-family",
+        "activation",
+        "sliding-window",
+        "layer-types",
+        "rope-by-layer",
+        "part-of-head",
+        "quantised",
+        "rope-dynamic",
+        "rope-linear",
+        "rope-incomplete",
+    ],
 )
 def test_what_the_decoder_cannot_do_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError) as raised:
@@ -134,8 +149,11 @@ def test_what_the_decoder_cannot_do_is_refused(changes: dict[str, Any], message:
         (None, "is not there; model_name_or_path must name"),
         ("{", "cannot be read"),
         ('{"model_type": "llama"}', "lacks 'num_attention_heads'"),
+        ("[]", "holds a value of a wrong type"),
+        (json.dumps(LLAMA | {"num_attention_heads": "4"}), "holds a value of a wrong type"),
+        (json.dumps(LLAMA | {"rope_parameters": YARN_ROPE | {"factor": None}}), "holds a value of a wrong type"),
     ],
-    ids=["missing", "no-json", "incomplete"],
+    ids=["missing", "no-json", "incomplete", "no-object", "text-for-a-number", "null-for-a-number"],
 )
 def test_a_config_that_cannot_be_used_is_a_model_error(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:

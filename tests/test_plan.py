@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -211,6 +211,12 @@ def test_documents_too_long_to_balance_are_dealt_out_evenly_over_the_steps() -> 
     plan = make_plan(lengths, train(batch_sequences=10, num_train_epochs=1.0), seed=0)
     giants = [sum(lengths[sample] > 100 for sample in plan.samples_of(step)) for step in range(10)]
     assert giants == [1] * 10
+
+
+def test_dealing_out_loses_and_doubles_none_however_many_are_long() -> None:
+    for num_samples, batch, num_short in product(range(5, 30), range(1, 7), range(5)):
+        plan = make_plan([1] * num_short + [100] * (num_samples - num_short), train(batch_sequences=batch, num_train_epochs=1.0), seed=0)
+        assert sorted(plan.order_N) == list(range(num_samples)), (num_samples, batch, num_short)
 
 
 @pytest.mark.parametrize("num_ranks", [2, 8, 16])

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from structcot.config import Config, parse_config
+from structcot.config import Config
+from structcot.config_file import parse_config
 from structcot.data.proof import prove
 from structcot.data.records import Record, read_records
 from structcot.data.render import KINDS
+from structcot.data.samples import PreparedData, length_histogram, prepare_samples, write_data_files
 from structcot.errors import DataError, ModelError
-from structcot.prepare import PreparedData, length_histogram, prepare_samples, write_data_files
 from tests import chat_tokenizers as chat
 from tests.chat_tokenizers import qwen_tokenizer, tiny_tokenizer
 

@@ -18,11 +18,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from structcot import __version__
-from structcot.config import load_config
+from structcot import __version__, export_files
+from structcot.config_file import load_config
 from structcot.export_files import peft_config, serve_command
 from tests.tiny_models import tiny_config
 from tests.tiny_run import (
@@ -201,6 +201,14 @@ def test_metrics_agree_with_one_another_and_with_the_plan(finished_run: Path) ->
     assert rates == sorted(rates, reverse=True)
 
 
+def test_cutting_a_step_into_micro_batches_does_not_change_its_result(site: Site, tmp_path: Path) -> None:
+    more = ["train.dtype=float32", "train.max_steps=3", "train.batch_sequences=9"]
+    assert site.train(tmp_path / "whole", *more).status == DONE
+    assert site.train(tmp_path / "cut", *more, "parallel.max_tokens_per_microbatch=200").status == DONE
+    for whole, cut in zip(metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "cut"), strict=True):
+        assert cut == {key: pytest.approx(value, rel=1e-5) for key, value in whole.items()}
+
+
 def test_training_lowers_the_held_out_loss(finished_run: Path) -> None:
     first, last = (line["eval/loss"] for line in read_jsonl(finished_run / "metrics.jsonl") if "eval/loss" in line)
     assert last < first
@@ -376,6 +384,40 @@ def test_certificate_says_that_the_reloaded_adapter_is_the_trained_model(finishe
     assert certificate["kl_base_to_live"] > 10 * abs(certificate["kl_reloaded_to_live"])
     proof = read(finished_run / "data" / "proof.json")
     assert certificate["probe_tokens"] == min(512, proof["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lora_alpha": 64}, "the reloaded model differs from the trained one by"),
+        ({"target_modules": ["q_proj"]}, "the reloaded model differs"),
+    ],
+    ids=["alpha", "modules"],
+)
+def test_adapter_that_reloads_as_another_model_is_not_certified(
+    changes: dict[str, object], words: str, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_files, "peft_config", lambda config: {**peft_config(config), **changes})
+    outcome = site.train(tmp_path / "run", "train.learning_rate=1e-2")
+    assert outcome.status == FAILED
+    assert outcome.message.startswith(f"{tmp_path / 'run' / 'adapter'}: {words}")
+    assert read(tmp_path / "run" / "adapter" / "certificate.json")["passed"] is False
+
+
+def test_adapter_with_one_wrong_number_is_not_certified(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save_wrong(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        next(iter(tensors.values()))[0, 0] += 1e-6
+        save_file(tensors, path, metadata=metadata)
+
+    wrong = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    monkeypatch.setattr(export_files, "save_file", lambda tensors, path, metadata: save_wrong(clones_of(tensors), path, metadata))
+    outcome = site.train(tmp_path / "run", "train.max_steps=1")
+    assert outcome.status == FAILED
+    assert outcome.message.endswith(f"adapter_model.safetensors: 1 tensors are not those of the model, first {wrong}")
+
+
+def clones_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def test_card_of_the_adapter_names_base_and_command(site: Site, finished_run: Path) -> None:

@@ -226,7 +226,7 @@ def build_slowly(place: Workplace, started) -> None:
 
 
 def test_killed_build_leaves_nothing_to_be_taken_for_a_store(place):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
     started = context.Event()
     child = context.Process(target=build_slowly, args=(place, started))
     child.start()
@@ -251,7 +251,7 @@ def build_and_report(place: Workplace, barrier, results) -> None:
 
 
 def test_two_processes_build_at_once(place):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
     barrier, results = context.Barrier(2), context.Queue()
     children = [context.Process(target=build_and_report, args=(place, barrier, results)) for _ in range(2)]
     for child in children:

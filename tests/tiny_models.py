@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
-from structcot.config import Config, parse_config
+from structcot.config import Config
+from structcot.config_file import parse_config
 from structcot.data.render import END, IGNORE, NONE, SOLUTION, THOUGHT, RenderedSample
 from tests.chat_tokenizers import tiny_tokenizer
 

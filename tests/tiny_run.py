@@ -23,7 +23,8 @@ from unittest import mock
 from safetensors.torch import load_file, save_file
 
 from structcot import cli
-from structcot.config import Config, load_config
+from structcot.config import Config
+from structcot.config_file import load_config
 from tests.tiny_models import tiny_chat_model
 
 ROOT = Path(__file__).parents[1]

@@ -101,6 +101,8 @@ def read_spec(model_dir: Path) -> ModelSpec:
         return _spec_from(values, path)
     except KeyError as error:
         raise ModelError(f"{path}: lacks {error}; this is no complete model config") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{path}: holds a value of a wrong type: {error}; fetch the model again") from error
 
 
 def _spec_from(values: dict[str, Any], path: Path) -> ModelSpec:
@@ -135,6 +137,8 @@ def _refuse_what_is_not_done(values: dict[str, Any], family: str, path: Path) ->
         raise ModelError(f'{path}: hidden_act is "{values["hidden_act"]}"; only silu is supported')
     if values.get("use_sliding_window"):
         raise ModelError(f"{path}: use_sliding_window is true; only full causal attention is supported")
+    if set(values.get("layer_types") or ()) - {"full_attention"}:
+        raise ModelError(f"{path}: layer_types is {values['layer_types']}; only full_attention is supported")
     if values.get("quantization_config"):
         raise ModelError(f"{path}: the weights are quantised; give the model in bfloat16 or float32")
 
@@ -142,6 +146,11 @@ def _refuse_what_is_not_done(values: dict[str, Any], family: str, path: Path) ->
 def _rope_spec(values: dict[str, Any], path: Path) -> RopeSpec:
     """Reads both spellings: `rope_theta` with `rope_scaling` (older files), and `rope_parameters`."""
     scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if any(isinstance(value, dict) for value in scaling.values()):
+        raise ModelError(f"{path}: rope parameters differ by {', '.join(scaling)}; only one rope for all layers is supported")
+    share = scaling.get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0
+    if share != 1.0:
+        raise ModelError(f"{path}: partial_rotary_factor is {share}; only whole heads are rotated")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     theta = float(scaling.get("rope_theta") or values.get("rope_theta") or 10000.0)
     original = scaling.get("original_max_position_embeddings") or values.get("max_position_embeddings", 0)
