@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/structcot fetch smollm2-135m
 	$(BIN)/structcot fetch countdown --to data/countdown --num-records 1200
 	$(BIN)/structcot train configs/smollm2_demo.toml output_dir=$(DEMO_RUN)
-	$(BIN)/structcot generate $(DEMO_RUN) --num-prompts 2
+	$(BIN)/structcot generate $(DEMO_RUN) --num-prompts 1 --max-new-tokens 400
 	@echo
 	@echo "report   $(DEMO_RUN)/report.html"
 	@echo "adapter  $(DEMO_RUN)/adapter"

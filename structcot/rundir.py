@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -16,12 +17,16 @@ from structcot.config import Config
 from structcot.errors import ConfigError
 from structcot.files import write_json, write_text
 
+log = logging.getLogger(__name__)
+
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "datasets", "peft", "numpy", "flash-attn", "liger-kernel")
 
 
 @contextmanager
 def locked(output_dir: Path) -> Iterator[None]:
     """Make the directory and hold it for this process; the lock goes with the process, however it ends.
+
+    Half-written files of a process that was killed are cleared away.
 
     Raises:
         ConfigError: if the directory cannot be written, or another process holds it.
@@ -36,6 +41,10 @@ def locked(output_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"output_dir: {output_dir} is in use by another run; wait for it, or name another directory") from error
+        except OSError as error:  # some network file systems know no locks
+            log.warning("%s: cannot be locked (%s); make sure that no other run writes there", output_dir, error.strerror)
+        for leftover in output_dir.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
         yield
 
 

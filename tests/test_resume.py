@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from structcot import checkpoint, train
+from structcot import checkpoint, rundir, train
 from structcot.checkpoint import TrainState, load_latest, save_checkpoint
 from structcot.optim import make_optimizer
 from structcot.rundir import locked
@@ -240,6 +241,7 @@ def test_run_killed_at_each_file_operation_of_a_checkpoint_ends_as_an_undisturbe
         operation, newest = operation + 1, max(complete, default="")
     assert operation > 10
     assert_same_result(run_dir, finished_run)
+    assert not [path for path in run_dir.rglob("*") if "tmp" in path.name]
     assert latest_of(run_dir) == f"step-{NUM_STEPS:06d}"
 
 
@@ -489,3 +491,16 @@ def test_second_run_in_the_same_directory_is_refused(site: Site, half_run: Path,
         assert outcome.message == f"output_dir: {run_dir} is in use by another run; wait for it, or name another directory"
     assert files_of(run_dir) == before
     assert site.train(run_dir).status == DONE
+
+
+def test_run_goes_on_with_a_warning_where_the_file_system_knows_no_locks(
+    site: Site, half_run: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    run_dir = copy_run(half_run, tmp_path / "run")
+    monkeypatch.setattr(rundir.fcntl, "flock", no_locks)
+    assert site.train(run_dir).status == DONE
+    assert f"{run_dir}: cannot be locked (Function not implemented); make sure that no other run writes there" in caplog.text
+    assert_same_result(run_dir, finished_run)
