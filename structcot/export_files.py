@@ -22,7 +22,8 @@ from structcot.errors import ExportError
 from structcot.files import write_json, write_text
 from structcot.model.decoder import Decoder
 from structcot.model.lora import LoraPair, adapters_of
-from structcot.model.weights import TOKENIZER_FILES, copy_files, read_tensors, save_weights
+from structcot.model.weights import read_tensors, save_weights
+from structcot.model_files import TOKENIZER_FILES, copy_files
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `vllm serve --max-lora-rank` takes."""

@@ -23,17 +23,16 @@ from typing import Any
 
 from structcot import __version__, smollm2
 from structcot.countdown import DIFFICULTIES, Difficulty, write_countdown
-from structcot.errors import ConfigError, FetchError, ModelError
+from structcot.errors import ConfigError, FetchError
 from structcot.files import write_json
 from structcot.hub import cache_directory, file_facts, find_snapshot, has_files, is_wanted
+from structcot.model_files import check_model_directory
 
 SMOLLM2, COUNTDOWN = "smollm2-135m", "countdown"
 WHAT_CAN_BE_FETCHED = f"{SMOLLM2}, {COUNTDOWN}, a local path, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 MANIFEST = "fetched.json"
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 log = logging.getLogger(__name__)
 
@@ -77,65 +76,6 @@ def resolve_model(name: str, revision: str) -> Path:
     path = fetch(name, revision=revision)
     check_model_directory(path)
     return path
-
-
-def check_model_directory(path: Path) -> None:
-    """Check that a directory holds a model that loads without running code: a config, and safetensors weights that lie inside it.
-
-    Raises:
-        ModelError: naming what is missing or unsafe.
-    """
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{path}: has no config.json; give the directory of a Hugging Face model")
-    for name in ("config.json", "tokenizer_config.json"):
-        if (path / name).is_file() and _read_object(path / name).get("auto_map"):
-            raise ModelError(
-                f'{path / name}: "auto_map": needs remote code, which is never executed; use a model that transformers has built in'
-            )
-    if (path / WEIGHTS_INDEX).is_file():
-        names = _indexed_files(path / WEIGHTS_INDEX)
-    elif (path / WEIGHTS).is_file():
-        names = [WEIGHTS]
-    elif pickled := sorted(file.name for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES):
-        raise ModelError(f"{path}: only {', '.join(pickled)}; pickled weights can run code when loaded: convert to safetensors")
-    else:
-        raise ModelError(f"{path}: has neither {WEIGHTS} nor {WEIGHTS_INDEX}; fetch the model again")
-    for name in names:
-        _check_safetensors(path / name)
-
-
-def _indexed_files(index: Path) -> list[str]:
-    weight_map = _read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ModelError(f'{index}: has no "weight_map" from tensors to files; fetch the model again')
-    names = sorted(set(weight_map.values()))
-    for name in names:
-        if "/" in name or "\\" in name or not name.endswith(".safetensors"):
-            raise ModelError(f'{index}: names "{name}", which is no plain name of a safetensors file; such an index is not followed')
-    return names
-
-
-def _check_safetensors(path: Path) -> None:
-    if not path.is_file():
-        raise ModelError(f"{path}: is named in {WEIGHTS_INDEX} but missing; fetch the model again")
-    with path.open("rb") as file:
-        start = file.read(9)
-    # A clone without git-lfs leaves a few lines of text in place of each large file.
-    if start == b"version h":
-        raise ModelError(f"{path}: is a git-lfs pointer, not the weights; run `git lfs pull` in its directory")
-    # The format opens with the length of its JSON header in 8 bytes.
-    if start[8:] != b"{" or 8 + int.from_bytes(start[:8], "little") > path.stat().st_size:
-        raise ModelError(f"{path}: is cut short or no safetensors file; fetch the model again")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {error}; fetch the model again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: holds a {type(value).__name__}, should hold a JSON object; fetch the model again")
-    return value
 
 
 def _fetch_countdown(directory: Path, num_records: int, seed: int, difficulty: Difficulty) -> Path:

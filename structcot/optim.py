@@ -22,7 +22,7 @@ EPSILON = 1e-8
 
 def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
     """Learning rate of optimizer step `step`, counted from 0, of `num_steps`."""
-    warmup_steps = math.ceil(config.warmup_ratio * num_steps)
+    warmup_steps = math.ceil(round(config.warmup_ratio * num_steps, 6))  # 0.07 * 100 is a little more than 7
     if step < warmup_steps:
         return config.learning_rate * (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))

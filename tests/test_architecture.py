@@ -21,8 +21,16 @@ ALLOWED = {
     "structcot.files": ("structcot.errors",),
     "structcot.config": ("structcot.errors",),
     "structcot.config_file": ("structcot.errors", "structcot.config"),
-    "structcot.data": ("structcot.errors", "structcot.config", "structcot.files", "structcot.data"),
-    "structcot.model": ("structcot_kernels", "structcot.errors", "structcot.config", "structcot.data.batch", "structcot.model"),
+    "structcot.data": ("structcot.errors", "structcot.config", "structcot.files", "structcot.model_files", "structcot.data"),
+    "structcot.model": (
+        "structcot_kernels",
+        "structcot.errors",
+        "structcot.config",
+        "structcot.data.batch",
+        "structcot.model_files",
+        "structcot.model",
+    ),
+    "structcot.model_files": ("structcot.errors",),
     "structcot.countdown": ("structcot.errors", "structcot.files", "structcot.countdown"),
     "structcot.report": ("structcot.errors", "structcot.files", "structcot.report"),
 }

@@ -171,7 +171,10 @@ def _cut_into_steps(lengths_N: NDArray[np.int64], config: TrainConfig) -> NDArra
 
 
 def _deal_out_giants(order_N: NDArray[np.int64], starts: NDArray[np.int64], lengths_S: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give every step its even share of the documents that hold over GIANT_SHARE of a mean step's tokens; the rest keeps its order."""
+    """Give every step its even share of the documents that hold over GIANT_SHARE of a mean step's tokens; the rest keeps its order.
+
+    Where steps are so small that not every one can take its share, there is nothing to balance and the order stays as drawn.
+    """
     num_steps = len(starts) - 1
     giant_N = lengths_S[order_N] > GIANT_SHARE * lengths_S[order_N].sum() / num_steps
     giants, others = order_N[giant_N], order_N[~giant_N]

@@ -32,20 +32,11 @@ from structcot.data.rows import Rejected, source_sha256
 from structcot.data.turns import template_text
 from structcot.data.writer import MERGED_START, PROMPT_DIFFERS, SAMPLE_ARRAYS, TOKEN_ARRAYS, TRUNCATED, StoreCounts, StoreWriter
 from structcot.errors import ConfigError, Interrupted
+from structcot.model_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
 CHUNK_RECORDS, CHUNK_CHARACTERS = 512, 1 << 20  # bounds the memory of one parallel encoding to some 100 MB
 UNFINISHED = ".unfinished-"
 

@@ -15,7 +15,15 @@ from torch import nn
 from structcot.config import PROJECTIONS, TuningConfig, nearest
 from structcot.errors import ConfigError
 
-PARENTS = {name: "self_attn" if name[0] in "qkvo" else "mlp" for name in PROJECTIONS}
+PARENTS = {
+    "q_proj": "self_attn",
+    "k_proj": "self_attn",
+    "v_proj": "self_attn",
+    "o_proj": "self_attn",
+    "gate_proj": "mlp",
+    "up_proj": "mlp",
+    "down_proj": "mlp",
+}
 
 
 class LoraPair(nn.Module):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,23 +22,9 @@ from structcot.errors import ModelError
 from structcot.model.decoder import Decoder
 from structcot.model.lora import attach_lora
 from structcot.model.spec import read_spec
+from structcot.model_files import SIDE_FILES, TOKENIZER_FILES, WEIGHTS_INDEX, copy_files, weight_files
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 MAX_SHARD_BYTES = 5 * 10**9
-
-# Files beside the weights that a checkpoint needs to be loaded elsewhere.
-SIDE_FILES = ("config.json", "generation_config.json")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
 
 
 def build_model(model_dir: Path, config: Config, device: torch.device) -> Decoder:
@@ -115,27 +99,6 @@ def read_tensors(model_dir: Path) -> Iterator[tuple[str, TensorReader]]:
             yield name, TensorReader(path, name)
 
 
-def weight_files(model_dir: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in the order of their names.
-
-    Raises:
-        ModelError: if there is none, the index cannot be read, or it names a file outside the directory.
-    """
-    index = model_dir / INDEX
-    if not index.exists():
-        if not (model_dir / SINGLE).exists():
-            raise ModelError(f"{model_dir}: holds neither {SINGLE} nor {INDEX}; only safetensors are read")
-        return [model_dir / SINGLE]
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"{index}: cannot be read: {error!r}; fetch the model again") from error
-    for name in names:
-        if Path(name).name != name:
-            raise ModelError(f'{index}: names "{name}", which is no plain file name; such an index is not followed')
-    return [model_dir / name for name in names]
-
-
 def weights_fingerprint(model_dir: Path) -> str:
     """Hash that tells two checkpoints apart without reading them whole: names, sizes, headers and 256 spots of each file."""
     digest = hashlib.sha256()
@@ -160,15 +123,8 @@ def save_weights(tensors: Mapping[str, Tensor], model_dir: Path, directory: Path
         save_file(shard, directory / file_name, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (directory / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+        (directory / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
     copy_files(model_dir, directory, (*SIDE_FILES, *TOKENIZER_FILES))
-
-
-def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    """Copy those of `names` that `source` has."""
-    for name in names:
-        if (source / name).exists():
-            shutil.copyfile(os.path.realpath(source / name), target / name)
 
 
 def _some(names: list[str]) -> str:
