@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import random
 import shutil
@@ -230,19 +231,20 @@ def test_run_killed_ten_times_ends_as_an_undisturbed_one(site: Site, launcher: L
 
 
 def test_run_killed_at_each_file_operation_of_a_checkpoint_ends_as_an_undisturbed_one(
-    site: Site, launcher: Launcher, finished_run: Path, tmp_path: Path
+    site: Site, launcher: Launcher, half_run: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    run_dir = tmp_path / "run"
-    overrides = site.overrides(run_dir, "checkpoint.save_steps=1")
-    operation, newest = 1, ""
-    while launcher.train(overrides, kill_at, "checkpoints", operation).status == KILLED:
-        complete = [path.name for path in checkpoint.complete_checkpoints(run_dir / "checkpoints")]
-        assert max(complete, default="") >= newest, "a complete checkpoint was lost"
-        operation, newest = operation + 1, max(complete, default="")
-    assert operation > 10
-    assert_same_result(run_dir, finished_run)
-    assert not [path for path in run_dir.rglob("*") if "tmp" in path.name]
-    assert latest_of(run_dir) == f"step-{NUM_STEPS:06d}"
+    for operation in itertools.count(1):
+        run_dir = copy_run(half_run, tmp_path / f"run-{operation}")
+        outcome = launcher.train(site.overrides(run_dir), kill_at, "checkpoints", operation)
+        if outcome.status == DONE:
+            break
+        assert outcome.status == KILLED
+        assert checkpoint.complete_checkpoints(run_dir / "checkpoints")[0].name >= "step-000005", "a complete checkpoint was lost"
+        assert site.train(run_dir).status == DONE
+        assert_same_result(run_dir, finished_run)
+        assert latest_of(run_dir) == f"step-{NUM_STEPS:06d}"
+        assert not [path for path in run_dir.rglob("*") if "tmp" in path.name], "what was half written is cleared away"
+    assert operation > 15
 
 
 def test_latest_names_the_newest_checkpoint_after_a_kill_before_it_was_written(site: Site, launcher: Launcher, tmp_path: Path) -> None:
