@@ -7,6 +7,7 @@ closer to the live one than the base model is, or closer than FLOOR_NATS.
 
 from __future__ import annotations
 
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def certify_adapter(model: Decoder, model_dir: Path, config: Config, adapter_dir
 
     certificate = _check_files(model, adapter_dir)
     live_MV = _live_logits(model, probe)
-    base = _plain_model(model_dir, config)
+    base = load_plain(model_dir, config)
     base_MV = _plain_logits(base, probe)
     with torch.no_grad():
         reloaded = PeftModel.from_pretrained(base, str(adapter_dir))
@@ -64,8 +65,8 @@ def certify_model(model: Decoder, model_dir: Path, config: Config, export_dir: P
         ExportError: if the logits differ.
     """
     live_MV = _live_logits(model, probe)
-    base_MV = _plain_logits(_plain_model(model_dir, config), probe)
-    exported_MV = _plain_logits(_plain_model(export_dir, config), probe)
+    base_MV = _plain_logits(load_plain(model_dir, config), probe)
+    exported_MV = _plain_logits(load_plain(export_dir, config), probe)
     certificate = {
         "transformers_version": metadata.version("transformers"),
         "kl_base_to_live": kl_nats(base_MV, live_MV),
@@ -112,11 +113,13 @@ def _check_files(model: Decoder, adapter_dir: Path) -> dict[str, Any]:
     return {"tensors": len(saved), "zero_lora_B": num_zero, "equal_to_live": True}
 
 
-def _plain_model(model_dir: Path, config: Config):
+def load_plain(model_dir: Path, config: Config):
+    """The model of a directory as transformers loads it, in the run's dtype, without its progress bars and notes to developers."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     dtype = getattr(torch, config.train.dtype)
     return AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=dtype, use_safetensors=True, trust_remote_code=False).eval()
 

@@ -143,7 +143,7 @@ def last_complete(directory: Path) -> str:
 def complete_checkpoints(directory: Path) -> list[Path]:
     """Checkpoints with a state.json, newest first."""
     paths = [path for path in directory.glob(f"{PREFIX}*") if (path / STATE_FILE).is_file()]
-    return sorted(paths, key=lambda path: path.name, reverse=True)
+    return sorted(paths, key=lambda path: (len(path.name), path.name), reverse=True)
 
 
 def read_state(path: Path) -> TrainState:

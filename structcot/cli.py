@@ -75,11 +75,14 @@ def prepare(config: ConfigFile, overrides: Overrides = None, json_file: JsonFile
 
 
 @app.command()
-def train(config: ConfigFile, overrides: Overrides = None) -> None:
+def train(config: ConfigFile, overrides: Overrides = None, json_file: JsonFile = None) -> None:
     """Train, or go on where a complete checkpoint lies in the output directory; ends with the exported adapter or model."""
     from structcot.train import train as train_run
 
-    train_run(load_config(config, overrides or ()))
+    facts = train_run(load_config(config, overrides or ()))
+    for name in ("report", "weights", "metrics"):
+        print(f"{name:8} {facts[name]}")
+    _write_json(json_file, facts)
 
 
 @app.command()
@@ -135,6 +138,9 @@ def _guarded(arguments: list[str]) -> None:
     except StructcotError as error:
         print(f"structcot: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("structcot: stopped by SIGINT", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         print(f"structcot: {error}", file=sys.stderr)
         sys.exit(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self
 
@@ -174,6 +175,11 @@ class Config(Section):
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    @field_validator("output_dir")
+    @classmethod
+    def _home_is_a_place(cls, value: str) -> str:
+        return os.path.expanduser(value)
 
     def to_toml(self) -> str:
         """The whole config with every default written out; loads back to an equal config."""

@@ -15,6 +15,9 @@ from pydantic import BaseModel, ValidationError
 from structcot.config import Config, DataSource, nearest
 from structcot.errors import ConfigError
 
+# Pairs of keys of a section that say the same thing in two ways.
+EXCLUSIVE = (("train", ("batch_sequences", "batch_tokens")), ("data", ("eval", "eval_fraction")))
+
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 # What other trainers call our keys: named in the error text, never accepted.
@@ -55,6 +58,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}") from error
     for override in overrides:
+        _forget_what_it_replaces(values, override.partition("=")[0].strip())
+    for override in overrides:
         _lay_over(values, override)
     return parse_config(values, origin=str(path))
 
@@ -93,6 +98,14 @@ def _lay_over(values: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f'override "{override}": {name} is a value, not a table')
     table[path[-1]] = _toml_value(text.strip())
+
+
+def _forget_what_it_replaces(values: dict[str, Any], key: str) -> None:
+    """Of two keys that exclude each other, the one of the command line beats the one of the file."""
+    for section, pair in EXCLUSIVE:
+        for name, other in (pair, pair[::-1]):
+            if key == f"{section}.{name}" and isinstance(values.get(section), dict):
+                values[section].pop(other, None)
 
 
 def _toml_value(text: str) -> Any:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from structcot.certificate import load_plain
+from structcot.config import Config
 from structcot.config_file import load_config
 from structcot.console import say
 from structcot.data.render import NONE, PROMPT
@@ -40,23 +42,18 @@ def generate(run_dir: Path, *, num_prompts: int, max_new_tokens: int) -> list[Co
         raise ExportError(f"{run_dir}: has no adapter/ or model/; train it to the end, or run structcot export {run_dir}")
     config = load_config(run_dir / "config.toml").model_copy(update={"output_dir": str(run_dir)})
     prepared = prepare(config, lambda: False)
-    model = load_exported(run_dir, prepared.model_dir, getattr(torch, config.train.dtype))
+    model = load_exported(run_dir, prepared.model_dir, config)
     return [_complete(model, prepared, prompt, source, max_new_tokens) for source, prompt in held_out_prompts(prepared, num_prompts)]
 
 
-def load_exported(run_dir: Path, model_dir: Path, dtype: torch.dtype):
+def load_exported(run_dir: Path, model_dir: Path, config: Config):
     """The exported model of a run in transformers: base and adapter merged, or all weights."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     adapter = run_dir / "adapter"
-    base_dir = model_dir if adapter.exists() else run_dir / "model"
-    model = AutoModelForCausalLM.from_pretrained(str(base_dir), dtype=dtype, use_safetensors=True, trust_remote_code=False)
-    if adapter.exists():
-        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    return model.eval()
+    if not adapter.exists():
+        return load_plain(run_dir / "model", config)
+    return PeftModel.from_pretrained(load_plain(model_dir, config), str(adapter)).merge_and_unload().eval()
 
 
 def held_out_prompts(prepared: Prepared, num_prompts: int) -> list[tuple[str, list[int]]]:

@@ -5,6 +5,7 @@ metrics.jsonl is append-only, one object a step; at a resume the lines after the
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -156,7 +157,9 @@ def _tensorboard(config: Config, next_step: int) -> Tracker:
 
 def _wandb(config: Config) -> Tracker:
     wandb = importlib.import_module("wandb")
-    run = wandb.init(project="structcot", name=Path(config.output_dir).name, config=_values(config), dir=config.output_dir, resume="allow")
+    identifier = hashlib.sha256(os.path.abspath(config.output_dir).encode()).hexdigest()[:16]  # a resumed run goes on in the same place
+    name = Path(config.output_dir).name
+    run = wandb.init(project="structcot", id=identifier, name=name, config=_values(config), dir=config.output_dir, resume="allow")
     return lambda step, metrics: run.log(_present(metrics), step=step)
 
 

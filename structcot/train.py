@@ -9,6 +9,7 @@ Run as `python -m structcot.train CONFIG [key=value ...]`, under torchrun, or as
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,8 +54,8 @@ class Run:
     stop: StopFlag
 
 
-def train(config: Config) -> None:
-    """Run `config` from wherever its output directory stands to the exported adapter or model.
+def train(config: Config) -> dict[str, str | int]:
+    """Run `config` from wherever its output directory stands to the exported adapter or model; tells where everything is.
 
     Raises:
         StoppedWithCheckpoint: if a signal asked to stop; the same call goes on.
@@ -77,9 +78,16 @@ def train(config: Config) -> None:
             ) from error
         (exported,) = export_trained(run.model, run.prepared.model_dir, config, output_dir)
         report_path = write_report(output_dir)
-        say(f"{state.step} steps, {state.num_tokens:,} tokens; what was exported reloads as what was trained. To serve it:")
-        say(f"  {exported.serve_command}")
-        print(f"report   {report_path}\nweights  {exported.path}\nmetrics  {output_dir / 'metrics.jsonl'}")
+    say(f"{state.step} steps, {state.num_tokens:,} tokens; what was exported reloads as what was trained. To serve it:")
+    say(f"  {exported.serve_command}")
+    return {
+        "steps": state.step,
+        "num_tokens": state.num_tokens,
+        "report": str(report_path),
+        "weights": str(exported.path),
+        "metrics": str(output_dir / "metrics.jsonl"),
+        "serve": exported.serve_command,
+    }
 
 
 def start(config: Config, stop: StopFlag) -> tuple[Run, TrainState]:
@@ -219,6 +227,7 @@ def evaluate(run: Run) -> float | None:
 
     Raises:
         StopRequested: if a signal asked to stop.
+        TrainingDiverged: if it is not a number.
     """
     data, total, num_supervised = run.prepared.data, 0.0, 0
     if data.eval is None:
@@ -230,6 +239,10 @@ def evaluate(run: Run) -> float | None:
             loss_sum, _ = linear_cross_entropy(run.model(batch), run.model.lm_head.weight, batch.labels_M)
             total, num_supervised = total + float(loss_sum), num_supervised + batch.num_supervised
     run.model.train()
+    if not math.isfinite(total):
+        raise TrainingDiverged(
+            f"the held-out loss is {total}; lower train.learning_rate and resume from the last checkpoint, or start again"
+        )
     return total / num_supervised
 
 

@@ -515,3 +515,13 @@ def test_tiny_config_needs_three_keys_and_no_more() -> None:
         load_config(TINY_CONFIG)
     missing = [line.split()[1] for line in str(error.value).splitlines()]
     assert missing == ["model_name_or_path", "output_dir", "data.train"]
+
+
+@pytest.mark.parametrize(("key", "value", "other"), [("batch_tokens", 5000, "batch_sequences"), ("batch_sequences", 3, "batch_tokens")])
+def test_batch_size_of_the_command_line_beats_the_other_one_of_the_file(tmp_path: Path, key: str, value: int, other: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(f'model_name_or_path = "m"\noutput_dir = "o"\n[data]\ntrain = ["a.jsonl"]\n[train]\n{other} = 8\n')
+    train = load_config(path, [f"train.{key}={value}"]).train
+    assert (getattr(train, key), getattr(train, other)) == (value, None)
+    with pytest.raises(ConfigError, match="both say how large a step is"):
+        load_config(path, [f"train.{key}={value}", f"train.{other}=8"])
