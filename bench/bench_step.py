@@ -1,8 +1,8 @@
 """One training step, ours beside transformers + PEFT: tokens per second of forward and backward on the same documents.
 
-Run as `python -m bench.bench_step --model DIR [--documents 5] [--tokens 400] [--json FILE]`. Both sides hold the same weights in bf16 and
-adapters of the same rank, and see the same token ids with the last three quarters of each document supervised. The other side runs
-documents of equal length as a batch without padding, its best case, with fp32 adapters as PEFT makes them.
+Run as `python -m bench.bench_step --model DIR [--documents 5] [--tokens 400] [--json FILE]`. Both sides hold the same weights in bf16
+and adapters of the same rank, and see the same token ids, all of them trained on, which is the other side's best case: it puts every row
+through the head. It also gets documents of equal length as a batch without padding. Its adapters are fp32, as PEFT makes them.
 Each side runs in turn, `--repeats` times, after one warm-up; the best time counts, since anything else on the machine only adds to it.
 """
 
@@ -21,7 +21,7 @@ import torch
 from structcot.config import Config
 from structcot.config_file import parse_config
 from structcot.data.batch import MicroBatch, pack
-from structcot.data.render import IGNORE, KINDS, RenderedSample
+from structcot.data.render import unmasked_sample
 from structcot.fetch import resolve_model
 from structcot.model.weights import build_model
 from structcot_kernels import linear_cross_entropy
@@ -61,27 +61,9 @@ def run_config(model: str, rank: int) -> Config:
 
 
 def random_documents(count: int, tokens: int) -> MicroBatch:
-    """Documents of random ids below 30,000, the first quarter of each without labels."""
+    """Documents of random ids below 30,000."""
     generator = np.random.default_rng(0)
-    samples = []
-    for number in range(count):
-        tokens_T = generator.integers(0, 30_000, tokens).astype(np.int32)
-        labels_T = np.append(tokens_T[1:], np.int32(IGNORE))
-        labels_T[: tokens // 4] = IGNORE
-        kinds_T = np.where(labels_T == IGNORE, KINDS.index("none"), KINDS.index("solution")).astype(np.uint8)
-        samples.append(
-            RenderedSample(
-                source=f"random:{number}",
-                origin="random",
-                tokens_T=tokens_T,
-                labels_T=labels_T,
-                kinds_T=kinds_T,
-                truncated=False,
-                merged_start=False,
-                prompt_differs=False,
-            )
-        )
-    return pack(samples)
+    return pack([unmasked_sample(generator.integers(0, 30_000, tokens), source=f"random:{number}") for number in range(count)])
 
 
 def our_step(model_dir: Path, config: Config, batch: MicroBatch) -> Callable[[], None]:
@@ -105,11 +87,9 @@ def peft_step(model_dir: Path, config: Config, batch: MicroBatch, documents: int
     lora = LoraConfig(r=config.tuning.lora_r, lora_alpha=int(config.tuning.lora_alpha), target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, lora)
     ids_BT = batch.tokens_T.view(documents, -1)
-    labels_BT = ids_BT.clone()
-    labels_BT[:, : ids_BT.shape[1] // 4 + 1] = IGNORE
 
     def step() -> None:
-        model(input_ids=ids_BT, labels=labels_BT).loss.backward()
+        model(input_ids=ids_BT, labels=ids_BT).loss.backward()
         model.zero_grad()
 
     return step

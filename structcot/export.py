@@ -16,7 +16,7 @@ from structcot.checkpoint import complete_checkpoints, load_latest, read_state
 from structcot.config import Config
 from structcot.config_file import load_config
 from structcot.data.batch import MicroBatch, pack
-from structcot.data.render import IGNORE, KINDS, RenderedSample, load_tokenizer
+from structcot.data.render import load_tokenizer, unmasked_sample
 from structcot.device import choose_device
 from structcot.errors import ExportError
 from structcot.export_files import Export, export_adapter, export_model
@@ -79,20 +79,7 @@ def read_probe(path: Path) -> MicroBatch:
         ids = [piece["id"] for piece in json.loads(path.read_text(encoding="utf-8"))["pieces"]][:PROBE_TOKENS]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{path}: cannot be read: {error!r}; run structcot prepare on the run's config to write it again") from error
-    tokens_T = np.array(ids, dtype=np.int32)
-    labels_T = np.append(tokens_T[1:], np.int32(IGNORE))
-    kinds_T = np.where(labels_T == IGNORE, KINDS.index("none"), KINDS.index("prompt")).astype(np.uint8)
-    sample = RenderedSample(
-        source=str(path),
-        origin=str(path),
-        tokens_T=tokens_T,
-        labels_T=labels_T,
-        kinds_T=kinds_T,
-        truncated=False,
-        merged_start=False,
-        prompt_differs=False,
-    )
-    return pack([sample])
+    return pack([unmasked_sample(np.array(ids), source=str(path))])
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def export_adapter(model: Decoder, model_dir: Path, tokenizer, config: Config, d
     for name, pair in adapters_of(model):
         tensors[f"base_model.model.{name}.lora_A.weight"] = pair.lora_A.detach().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = pair.lora_B.detach().cpu().contiguous()
+    config = config.model_copy(update={"model_name_or_path": name_for_others(config.model_name_or_path, model_dir)})
     command = serve_command(config, directory)
     with _fresh(directory) as fresh:
         save_file(tensors, fresh / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -114,6 +115,11 @@ def peft_config(config: Config) -> dict[str, object]:
         "inference_mode": True,
         "peft_version": metadata.version("peft"),
     }
+
+
+def name_for_others(name: str, model_dir: Path) -> str:
+    """What other tools load the base by: a path or hub id as it was given; for a name that only structcot knows, where the model lies."""
+    return name if "/" in name or Path(name).exists() else str(model_dir)
 
 
 def serve_command(config: Config, adapter_dir: Path) -> str:

@@ -411,7 +411,7 @@ def test_broken_toml_is_named_with_its_line(tmp_path: Path) -> None:
         ('output_dir="runs/two"', "output_dir", "runs/two"),
         ("output_dir=runs/two", "output_dir", "runs/two"),
         ("output_dir=runs/a=b", "output_dir", "runs/a=b"),
-        ("output_dir=/tmp/run 1", "output_dir", "/tmp/run 1"),
+        ("output_dir=/runs/run 1", "output_dir", "/runs/run 1"),
         ("data.system_prompt=", "data.system_prompt", ""),
         ("data.overlong=drop", "data.overlong", "drop"),
         ('log.report_to=["wandb"]', "log.report_to", ["wandb"]),

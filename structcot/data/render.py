@@ -79,6 +79,22 @@ class _Span:
     end_id: int
 
 
+def unmasked_sample(tokens_T: np.ndarray, source: str) -> RenderedSample:
+    """A sample of bare tokens in which every next token is a label of kind "prompt": for probes and benchmarks."""
+    tokens_T = tokens_T.astype(np.int32)
+    labels_T = np.append(tokens_T[1:], np.int32(IGNORE))
+    return RenderedSample(
+        source=source,
+        origin=source,
+        tokens_T=tokens_T,
+        labels_T=labels_T,
+        kinds_T=np.where(labels_T == IGNORE, NONE, PROMPT).astype(np.uint8),
+        truncated=False,
+        merged_start=False,
+        prompt_differs=False,
+    )
+
+
 def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a model directory and try its chat template.
 
