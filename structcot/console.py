@@ -29,9 +29,9 @@ class Progress:
         if report.step % self.logging_steps and report.step != self.num_steps:
             return
         tokens_per_second = report.step_tokens / report.step_seconds
-        self._bar.set_postfix_str(f"loss {report.loss:.4f}, {tokens_per_second:,.0f} tokens/s")
+        evaluated = "" if report.eval_loss is None else f"  held-out loss {report.eval_loss:.4f}"
+        self._bar.set_postfix_str(f"loss {report.loss:.4f}  {tokens_per_second:,.0f} tokens/s{evaluated}")
         if self._bar.disable:
-            evaluated = "" if report.eval_loss is None else f"  held-out loss {report.eval_loss:.4f}"
             say(
                 f"step {report.step}/{self.num_steps}  loss {report.loss:.4f}  grad norm {report.grad_norm:.3f}"
                 f"  {tokens_per_second:,.0f} tokens/s  {self._time_left(report.step)} left{evaluated}"
