@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from structcot.errors import CheckpointError, MismatchError
-from structcot.files import sync_directory, write_json, write_text
+from structcot.files import json_sha256, sync_directory, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def save_checkpoint(directory: Path, state: TrainState, model: nn.Module, optimi
             save(tensors, checkpoint_id=temporary, no_dist=True)
         files = {path.name: _size_and_hash(path) for path in sorted(temporary.iterdir())}
         content = {**asdict(state), "files": files}
-        write_json(temporary / STATE_FILE, {**content, "sha256": _hash(content)})
+        write_json(temporary / STATE_FILE, {**content, "sha256": json_sha256(content)})
         sync_directory(temporary)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(temporary, final)
@@ -211,15 +211,11 @@ def _need_undamaged(path: Path) -> None:
 def _read_state_file(path: Path) -> dict[str, Any]:
     try:
         values = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        if values.pop("sha256") == _hash(values):
+        if values.pop("sha256") == json_sha256(values):
             return values
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / STATE_FILE}: cannot be read: {error!r}") from error
     raise CheckpointError(f"{path / STATE_FILE}: is damaged")
-
-
-def _hash(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _size_and_hash(path: Path) -> list[Any]:

@@ -1,7 +1,8 @@
-"""Writing files so that a reader sees the old content or the new, never half of it."""
+"""Files that a reader sees old or new, never half written, and hashes of what goes into them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def json_sha256(value: Any) -> str:
+    """Hash of a value by its JSON text with sorted keys: equal values give equal hashes."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sync_directory(directory: Path) -> None:

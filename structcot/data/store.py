@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from structcot.data.rows import Rejected, source_sha256
 from structcot.data.turns import template_text
 from structcot.data.writer import MERGED_START, PROMPT_DIFFERS, SAMPLE_ARRAYS, TOKEN_ARRAYS, TRUNCATED, StoreCounts, StoreWriter
 from structcot.errors import ConfigError, Interrupted
+from structcot.files import json_sha256
 from structcot.model_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:
@@ -129,14 +130,14 @@ def build_store(
     files = {f"{source.path}:{source.split}": source_sha256(source, config_key) for source in sources}
     tokenizer_files = [(name, (model_dir / name).read_bytes()) for name in TOKENIZER_FILES if (model_dir / name).is_file()]
     hashes = {
-        "data": _hash([files[f"{source.path}:{source.split}"] for source in sources]),
+        "data": json_sha256([files[f"{source.path}:{source.split}"] for source in sources]),
         "template": hashlib.sha256(template_text(tokenizer).encode()).hexdigest(),
-        "tokenizer": _hash([[name, hashlib.sha256(content).hexdigest()] for name, content in tokenizer_files]),
+        "tokenizer": json_sha256([[name, hashlib.sha256(content).hexdigest()] for name, content in tokenizer_files]),
     }
     versions = {package: importlib.metadata.version(package) for package in ("tokenizers", "transformers")}
     # Paths and labels are stored with the samples, for messages and metrics, and so are part of the key.
     names = [(source.path, source.split, source.label) for source in sources]
-    key = _hash([RENDER_VERSION, hashes, rendering_options(config), versions, names])
+    key = json_sha256([RENDER_VERSION, hashes, rendering_options(config), versions, names])
     store = open_store(cache_dir / key)
     if store is not None:
         return store
@@ -189,10 +190,6 @@ def _load_array(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r")
     except ValueError:  # an array without elements cannot be mapped
         return np.load(path)
-
-
-def _hash(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _chunks(entries: Iterator[Record | Rejected]) -> Iterator[list[Record | Rejected]]:
