@@ -13,8 +13,20 @@ import pytest
 # Read by torch when it is first imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Without a GPU the Triton kernels are interpreted. Triton reads this when a kernel is defined, so it must stand before any import of them.
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ["TRITON_INTERPRET"] = "1"
+
 if TYPE_CHECKING:
     from tests.tiny_run import Launcher, Outcome, Site
+
+
+@pytest.fixture(autouse=True)
+def plain_operations() -> None:
+    """Operations run as PyTorch unless a test asks for the kernels, which are slow when interpreted."""
+    from structcot_kernels.launch import use_backend
+
+    use_backend("torch")
 
 
 @pytest.fixture(scope="session")

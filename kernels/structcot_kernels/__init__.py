@@ -3,6 +3,7 @@
 `__all__` is the list of operations; `structcot_kernels.reference` specifies each of them in plain PyTorch.
 """
 
-from structcot_kernels.reference import attention_varlen, linear_cross_entropy, lora_linear, rms_norm, rope, swiglu
+from structcot_kernels.reference import attention_varlen, linear_cross_entropy, lora_linear, rope, swiglu
+from structcot_kernels.rms_norm import add_rms_norm, rms_norm
 
-__all__ = ["attention_varlen", "linear_cross_entropy", "lora_linear", "rms_norm", "rope", "swiglu"]
+__all__ = ["add_rms_norm", "attention_varlen", "linear_cross_entropy", "lora_linear", "rms_norm", "rope", "swiglu"]

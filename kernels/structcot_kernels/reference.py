@@ -23,9 +23,15 @@ def rms_norm(hidden_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
     Source: Zhang and Sennrich 2019 (arXiv 1910.07467).
     """
-    wide_TD = hidden_TD.float()
+    wide_TD = hidden_TD.to(torch.promote_types(hidden_TD.dtype, torch.float32))
     scaled_TD = wide_TD * torch.rsqrt(wide_TD.square().mean(-1, keepdim=True) + eps)
     return weight_D * scaled_TD.to(hidden_TD.dtype)
+
+
+def add_rms_norm(hidden_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm of hidden + delta, and hidden + delta."""
+    summed_TD = hidden_TD + delta_TD
+    return rms_norm(summed_TD, weight_D, eps), summed_TD
 
 
 def rope(heads_THd: Tensor, positions_T: Tensor, cos_Pd: Tensor, sin_Pd: Tensor) -> Tensor:

@@ -1,0 +1,59 @@
+"""What an operation costs, by formula: floating-point operations and bytes of device memory of each kernel that it launches.
+
+A product of (M, K) and (K, N) is 2 M N K operations. Bytes are those that must move once: every input read and every output written, plus
+what a kernel of ours provably reads again. A cache can only save what lies beyond that. The formulas are registered beside the
+operations; torch's FlopCounterMode sees them, and a dispatch mode can look up both numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.library import CustomOpDef
+from torch.utils.flop_counter import register_flop_formula
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One launched kernel: floating-point operations, and bytes read and written."""
+
+    flops: float
+    bytes: float
+
+
+COSTS: dict[Any, Callable[..., list[Cost]]] = {}
+"""Cost formula of each registered operator, called with the operator's own arguments, which may be fake tensors."""
+
+
+def register_cost(operator: CustomOpDef) -> Callable[[Callable[..., list[Cost]]], Callable[..., list[Cost]]]:
+    """Make the decorated function the cost formula of `operator`: it takes the same arguments and returns one `Cost` for each kernel."""
+
+    def register(formula: Callable[..., list[Cost]]) -> Callable[..., list[Cost]]:
+        def flops(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+            return int(sum(cost.flops for cost in formula(*args, **kwargs)))
+
+        COSTS[operator._opoverload] = formula
+        register_flop_formula(operator._opoverload.overloadpacket, get_raw=True)(flops)
+        return formula
+
+    return register
+
+
+def size_bytes(*tensors: Tensor | None) -> int:
+    """Bytes of the elements of `tensors`; a missing one has none."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
+def matmul_cost(num_rows: int, num_columns: int, inner: int, width: int, *, accumulates: bool = False) -> Cost:
+    """A library product (M, K) x (K, N) of elements `width` bytes wide; `accumulates` if it reads what it adds to."""
+    moved = num_rows * inner + inner * num_columns + num_rows * num_columns * (2 if accumulates else 1)
+    return Cost(2.0 * num_rows * num_columns * inner, float(width * moved))
+
+
+def roofline_seconds(costs: list[Cost], flops_per_second: float, bytes_per_second: float) -> float:
+    """Least time of kernels run one after the other, each bound by arithmetic or by memory (Williams et al. 2009)."""
+    return math.fsum(max(cost.flops / flops_per_second, cost.bytes / bytes_per_second) for cost in costs)

@@ -1,0 +1,39 @@
+"""Kernel tests run the Triton code: compiled where there is a GPU, else interpreted. See tests/conftest.py for the variable that decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from structcot_kernels.launch import INTERPRETED, use_backend
+
+if INTERPRETED:
+    from tests.kernels.interpreter import make_bfloat16_right
+
+    make_bfloat16_right()
+
+
+@pytest.fixture(autouse=True)
+def triton() -> Iterator[None]:
+    """Every operation of a kernel test runs Triton."""
+    use_backend("triton")
+    yield
+    use_backend("torch")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where kernels run here."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def traffic():
+    """`with traffic() as counted:` counts what interpreted kernels load and store; a compiled kernel cannot be looked into."""
+    if not INTERPRETED:
+        pytest.skip("needs the interpreter: a compiled kernel's loads cannot be counted")
+    from tests.kernels.interpreter import counted_traffic
+
+    return counted_traffic
