@@ -1,4 +1,4 @@
-"""Kernel tests run the Triton code: compiled where there is a GPU, else interpreted. See tests/conftest.py for the variable that decides."""
+"""Kernel tests run the Triton code: compiled where there is a GPU, else interpreted (tests/conftest.py decides which)."""
 
 from __future__ import annotations
 

@@ -84,7 +84,6 @@ def weight_grad(grad_TD: Tensor, hidden_TD: Tensor, rstd_T: Tensor) -> Tensor:
             ROWS=ROWS_PER_PARTIAL,
             BLOCK_T=32,
             BLOCK_D=block_D,
-            num_warps=4,
         )
     return partial_PD.sum(0).to(hidden_TD.dtype)
 
