@@ -1,8 +1,10 @@
 """What an operation costs, by formula: floating-point operations and bytes of device memory of each kernel that it launches.
 
-A product of (M, K) and (K, N) is 2 M N K operations. Bytes are those that must move once: every input read and every output written, plus
-what a kernel of ours provably reads again. A cache can only save what lies beyond that. The formulas are registered beside the
-operations; torch's FlopCounterMode sees them, and a dispatch mode can look up both numbers.
+A product of (M, K) and (K, N) is 2 M N K operations. `bytes` are those that must move through device memory: every input read once and
+every output written once, plus what a kernel reads again after too much else to find it in a cache. What programs that run side by side
+read a second time (a weight that every row needs, a tile that the neighbours share) comes from the cache and stands in `cached_bytes`;
+the sum of both is what an interpreted kernel is seen to load and store. The formulas are registered beside the operations; torch's
+FlopCounterMode sees them, and a dispatch mode can look up all numbers.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One launched kernel: floating-point operations, and bytes read and written."""
+    """One launched kernel: floating-point operations, bytes through device memory, and bytes read again from a cache."""
 
     flops: float
     bytes: float
+    cached_bytes: float = 0.0
 
 
 COSTS: dict[Any, Callable[..., list[Cost]]] = {}

@@ -1,11 +1,16 @@
-"""Which code runs an operation: Triton on a GPU, PyTorch on a CPU, or what the caller chose. Nothing falls back silently.
+"""Which code runs an operation: Triton on a GPU, PyTorch on a CPU, or what the caller chose; and the one place that starts a kernel.
 
-Under `TRITON_INTERPRET=1`, set before this package is imported, the same Triton code runs on a CPU, one program after the other.
+Nothing falls back silently. Under `TRITON_INTERPRET=1`, set before this package is imported, the same Triton code runs on a CPU, one
+program after the other.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +19,24 @@ BACKENDS = ("auto", "triton", "torch")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether the kernels of this process are interpreted. Triton reads the variable when a kernel is defined, so it cannot change later."""
 
+if INTERPRETED:
+    from structcot_kernels._interpreter import make_bfloat16_right
+
+    make_bfloat16_right()
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One start of a kernel: its positional arguments and, in `meta`, its constants (upper case) and compile options (num_warps ...)."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    meta: dict[str, Any]
+
+
 _backend = "auto"
+_recorded: list[Launch] | None = None
 
 
 def use_backend(name: str) -> None:
@@ -42,7 +64,7 @@ def runs_triton(tensor: Tensor) -> bool:
     """
     if _backend == "torch":
         return False
-    if tensor.is_cuda or INTERPRETED:
+    if tensor.is_cuda or tensor.is_meta or INTERPRETED:
         return True
     if _backend == "triton":
         raise RuntimeError(
@@ -50,6 +72,25 @@ def runs_triton(tensor: Tensor) -> bool:
             " move it to a GPU, or set TRITON_INTERPRET=1 before Python starts"
         )
     return False
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
+    """Start `kernel` on `grid`; an empty grid is nothing to do."""
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, grid, args, meta))
+    elif all(grid):
+        kernel[grid](*args, **meta)
+
+
+@contextmanager
+def recorded_launches() -> Iterator[list[Launch]]:
+    """Note kernels instead of starting them, so that the code of an operation can run on tensors without memory (device `meta`)."""
+    global _recorded
+    outer, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = outer
 
 
 def cdiv(size: int, block: int) -> int:

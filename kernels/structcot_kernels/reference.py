@@ -1,4 +1,4 @@
-"""Every operation in plain PyTorch: the specification, and what runs on a CPU.
+"""Every operation in plain PyTorch, as plainly as it can be said: the specification that tests hold the others against.
 
 Legend: T packed tokens, M supervised rows, D hidden, V vocabulary, K inputs and N outputs of a projection, R adapter rank, H query heads,
 G key-value heads, d head width, F width of the MLP, P positions of the rotary table, S documents. Documents lie end to end in T;
@@ -8,14 +8,21 @@ G key-value heads, d head width, F width of the MLP, P positions of the rotary t
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 2**25
-"""Logits held at a time by the head: 128 MiB in fp32."""
+
+class Projection(NamedTuple):
+    """A weight (N, K), its bias (N,), and the adapter scale * B A with A (R, K) and B (N, R); bias and adapter may be missing."""
+
+    weight_NK: Tensor
+    bias_N: Tensor | None = None
+    lora_a_RK: Tensor | None = None
+    lora_b_NR: Tensor | None = None
+    scale: float = 1.0
 
 
 def rms_norm(hidden_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -91,11 +98,34 @@ def keep_mask(keys_T: Tensor, num_columns: int, dropout: float) -> Tensor:
     return uniform_TK >= dropout
 
 
-def attention_varlen(q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, cu_seqlens_S1: list[int], scale: float) -> Tensor:
+def lora_qkv(
+    x_TK: Tensor,
+    q: Projection,
+    k: Projection,
+    v: Projection,
+    dropout: float = 0.0,
+    dropout_keys_T: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lora_linear` of x with each; all three see the same dropped inputs."""
+    q_TN, k_TN, v_TN = (lora_linear(x_TK, *projection, dropout, dropout_keys_T) for projection in (q, k, v))
+    return q_TN, k_TN, v_TN
+
+
+def lora_gate_up(
+    x_TK: Tensor, gate: Projection, up: Projection, dropout: float = 0.0, dropout_keys_T: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`lora_linear` of x with each; both see the same dropped inputs."""
+    gate_TF, up_TF = (lora_linear(x_TK, *projection, dropout, dropout_keys_T) for projection in (gate, up))
+    return gate_TF, up_TF
+
+
+def attention_varlen(
+    q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, cu_seqlens_S1: Tensor, max_seqlen: int, scale: float, implementation: str = "auto"
+) -> Tensor:
     """Causal softmax(q k^T * scale) v inside each document; no token sees another. Query head h reads key-value head h * G // H."""
     repeats = q_THd.shape[1] // k_TGd.shape[1]
-    documents = []
-    for start, end in itertools.pairwise(cu_seqlens_S1):
+    documents = [q_THd[:0]]
+    for start, end in itertools.pairwise(cu_seqlens_S1.tolist()):
         q_1HLd = q_THd[start:end].transpose(0, 1).unsqueeze(0)
         k_1HLd = k_TGd[start:end].transpose(0, 1).repeat_interleave(repeats, dim=0).unsqueeze(0)
         v_1HLd = v_TGd[start:end].transpose(0, 1).repeat_interleave(repeats, dim=0).unsqueeze(0)
@@ -104,54 +134,64 @@ def attention_varlen(q_THd: Tensor, k_TGd: Tensor, v_TGd: Tensor, cu_seqlens_S1:
     return torch.cat(documents)
 
 
+def attention_block(
+    hidden_TD: Tensor,
+    norm_weight_D: Tensor,
+    q: Projection,
+    k: Projection,
+    v: Projection,
+    o: Projection,
+    positions_T: Tensor,
+    cos_Pd: Tensor,
+    sin_Pd: Tensor,
+    cu_seqlens_S1: Tensor,
+    max_seqlen: int,
+    eps: float,
+    q_norm_d: Tensor | None = None,
+    k_norm_d: Tensor | None = None,
+    dropout: float = 0.0,
+    dropout_keys_T: Tensor | None = None,
+    recompute: str = "block",
+    implementation: str = "auto",
+) -> Tensor:
+    """hidden + o(attention(rope(q(x)), rope(k(x)), v(x))) with x the norm of hidden, and heads normed before the rotation if asked."""
+    head_dim = cos_Pd.shape[1]
+    x_TD = rms_norm(hidden_TD, norm_weight_D.to(hidden_TD.dtype), eps)
+    q_THd, k_TGd, v_TGd = (out_TN.unflatten(-1, (-1, head_dim)) for out_TN in lora_qkv(x_TD, q, k, v, dropout, dropout_keys_T))
+    if q_norm_d is not None and k_norm_d is not None:
+        q_THd, k_TGd = rms_norm(q_THd, q_norm_d.to(x_TD.dtype), eps), rms_norm(k_TGd, k_norm_d.to(x_TD.dtype), eps)
+    q_THd, k_TGd = rope(q_THd, positions_T, cos_Pd, sin_Pd), rope(k_TGd, positions_T, cos_Pd, sin_Pd)
+    out_THd = attention_varlen(q_THd, k_TGd, v_TGd, cu_seqlens_S1, max_seqlen, head_dim**-0.5)
+    return hidden_TD + lora_linear(out_THd.flatten(1), *o, dropout, other_input(dropout_keys_T))
+
+
+def mlp_block(
+    hidden_TD: Tensor,
+    norm_weight_D: Tensor,
+    gate: Projection,
+    up: Projection,
+    down: Projection,
+    eps: float,
+    dropout: float = 0.0,
+    dropout_keys_T: Tensor | None = None,
+    recompute: str = "block",
+) -> Tensor:
+    """hidden + down(silu(gate(x)) * up(x)) with x the norm of hidden."""
+    x_TD = rms_norm(hidden_TD, norm_weight_D.to(hidden_TD.dtype), eps)
+    act_TF = swiglu(*lora_gate_up(x_TD, gate, up, dropout, dropout_keys_T))
+    return hidden_TD + lora_linear(act_TF, *down, dropout, other_input(dropout_keys_T))
+
+
+def other_input(dropout_keys_T: Tensor | None) -> Tensor | None:
+    """Keys for the second input that a block drops from, whose mask then has nothing to do with the first one's."""
+    return None if dropout_keys_T is None else dropout_keys_T ^ 0x5851F42D4C957F2D
+
+
 def linear_cross_entropy(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over rows of -log softmax(hidden W^T)[label], and the same for each row.
-
-    Gradients are made in the forward, a chunk of rows at a time, so logits are never kept; the log-sum-exp is taken in fp32. M = 0 gives an
-    exact 0 that still has a graph. The row losses (M, fp32) carry no gradient.
-
-    Returns:
-        The fp32 sum, to be divided once by the supervised tokens of the whole step, and the row losses.
-    """
-    return _LinearCrossEntropy.apply(hidden_MD, weight_VD, labels_M)
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:
-        need_hidden, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        weight = weight_VD.to(hidden_MD.dtype)
-        losses_M = torch.empty(hidden_MD.shape[0], dtype=torch.float32, device=hidden_MD.device)
-        grad_hidden_MD = torch.empty_like(hidden_MD) if need_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
-        rows_at_once = max(1, CHUNK_ELEMENTS // weight_VD.shape[0])
-        for start in range(0, hidden_MD.shape[0], rows_at_once):
-            part = slice(start, start + rows_at_once)
-            logits_mV = (hidden_MD[part] @ weight.T).float()
-            target_m1 = labels_M[part].unsqueeze(1)
-            total_m1 = logits_mV.logsumexp(-1, keepdim=True)
-            losses_M[part] = (total_m1 - logits_mV.gather(1, target_m1)).squeeze(1)
-            if not (need_hidden or need_weight):
-                continue
-            grad_logits_mV = logits_mV.sub_(total_m1).exp_()
-            grad_logits_mV.scatter_add_(1, target_m1, torch.full_like(total_m1, -1.0))
-            narrow_mV = grad_logits_mV.to(hidden_MD.dtype)
-            if grad_hidden_MD is not None:
-                torch.mm(narrow_mV, weight, out=grad_hidden_MD[part])
-            if grad_weight_VD is not None:
-                grad_weight_VD += narrow_mV.T @ hidden_MD[part]
-        ctx.save_for_backward(grad_hidden_MD, grad_weight_VD)
-        ctx.weight_dtype = weight_VD.dtype
-        ctx.mark_non_differentiable(losses_M)
-        return losses_M.sum(), losses_M
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_sum: Tensor, _: Tensor):
-        grad_hidden_MD, grad_weight_VD = ctx.saved_tensors
-        hidden = None if grad_hidden_MD is None else (grad_hidden_MD * grad_sum).to(grad_hidden_MD.dtype)
-        weight = None if grad_weight_VD is None else (grad_weight_VD * grad_sum).to(ctx.weight_dtype)
-        return hidden, weight, None
+    """Sum over rows of -log softmax(hidden W^T)[label], and the same for each row, which carries no gradient; both fp32 or wider."""
+    logits_MV = F.linear(hidden_MD, weight_VD.to(hidden_MD.dtype))
+    losses_M = F.cross_entropy(logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)), labels_M, reduction="none")
+    return losses_M.sum(), losses_M.detach()
 
 
 def _shift_right(values: Tensor, bits: int) -> Tensor:

@@ -9,11 +9,6 @@ import torch
 
 from structcot_kernels.launch import INTERPRETED, use_backend
 
-if INTERPRETED:
-    from tests.kernels.interpreter import make_bfloat16_right
-
-    make_bfloat16_right()
-
 
 @pytest.fixture(autouse=True)
 def triton() -> Iterator[None]:
@@ -34,6 +29,6 @@ def traffic():
     """`with traffic() as counted:` counts what interpreted kernels load and store; a compiled kernel cannot be looked into."""
     if not INTERPRETED:
         pytest.skip("needs the interpreter: a compiled kernel's loads cannot be counted")
-    from tests.kernels.interpreter import counted_traffic
+    from tests.kernels.traffic import counted_traffic
 
     return counted_traffic

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from structcot_kernels.launch import cdiv, power_of_2
+from structcot_kernels.launch import cdiv, launch, power_of_2
 
 TILE_ELEMENTS = 4096
 """Elements that a program holds at a time; a longer row gets a program of its own."""
@@ -23,22 +23,23 @@ def forward(hidden_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: f
     summed_TD = hidden_TD if delta_TD is None else torch.empty_like(normed_TD)
     rstd_T = hidden_TD.new_empty(num_rows, dtype=torch.float32)
     tile = tile_of(num_columns)
-    if num_rows:
-        forward_kernel[(cdiv(num_rows, tile["BLOCK_T"]),)](
-            hidden_TD,
-            delta_TD,
-            weight_D,
-            normed_TD,
-            summed_TD,
-            rstd_T,
-            num_rows,
-            num_columns,
-            hidden_TD.stride(0),
-            0 if delta_TD is None else delta_TD.stride(0),
-            eps,
-            HAS_DELTA=delta_TD is not None,
-            **tile,
-        )
+    launch(
+        forward_kernel,
+        (cdiv(num_rows, tile["BLOCK_T"]),),
+        hidden_TD,
+        delta_TD,
+        weight_D,
+        normed_TD,
+        summed_TD,
+        rstd_T,
+        num_rows,
+        num_columns,
+        hidden_TD.stride(0),
+        0 if delta_TD is None else delta_TD.stride(0),
+        eps,
+        HAS_DELTA=delta_TD is not None,
+        **tile,
+    )
     return normed_TD, summed_TD, rstd_T
 
 
@@ -47,22 +48,23 @@ def backward(grad_TD: Tensor, hidden_TD: Tensor, weight_D: Tensor, rstd_T: Tenso
     num_rows, num_columns = hidden_TD.shape
     grad_hidden_TD = hidden_TD.new_empty(hidden_TD.shape)
     tile = tile_of(num_columns)
-    if num_rows:
-        backward_kernel[(cdiv(num_rows, tile["BLOCK_T"]),)](
-            grad_TD,
-            hidden_TD,
-            weight_D,
-            rstd_T,
-            grad_residual_TD,
-            grad_hidden_TD,
-            num_rows,
-            num_columns,
-            grad_TD.stride(0),
-            hidden_TD.stride(0),
-            0 if grad_residual_TD is None else grad_residual_TD.stride(0),
-            HAS_RESIDUAL=grad_residual_TD is not None,
-            **tile,
-        )
+    launch(
+        backward_kernel,
+        (cdiv(num_rows, tile["BLOCK_T"]),),
+        grad_TD,
+        hidden_TD,
+        weight_D,
+        rstd_T,
+        grad_residual_TD,
+        grad_hidden_TD,
+        num_rows,
+        num_columns,
+        grad_TD.stride(0),
+        hidden_TD.stride(0),
+        0 if grad_residual_TD is None else grad_residual_TD.stride(0),
+        HAS_RESIDUAL=grad_residual_TD is not None,
+        **tile,
+    )
     return grad_hidden_TD
 
 
@@ -71,20 +73,21 @@ def weight_grad(grad_TD: Tensor, hidden_TD: Tensor, rstd_T: Tensor) -> Tensor:
     num_rows, num_columns = hidden_TD.shape
     num_partials, block_D = cdiv(num_rows, ROWS_PER_PARTIAL), 128
     partial_PD = hidden_TD.new_empty((num_partials, num_columns), dtype=torch.float32)
-    if num_rows:
-        weight_grad_kernel[(num_partials, cdiv(num_columns, block_D))](
-            grad_TD,
-            hidden_TD,
-            rstd_T,
-            partial_PD,
-            num_rows,
-            num_columns,
-            grad_TD.stride(0),
-            hidden_TD.stride(0),
-            ROWS=ROWS_PER_PARTIAL,
-            BLOCK_T=32,
-            BLOCK_D=block_D,
-        )
+    launch(
+        weight_grad_kernel,
+        (num_partials, cdiv(num_columns, block_D)),
+        grad_TD,
+        hidden_TD,
+        rstd_T,
+        partial_PD,
+        num_rows,
+        num_columns,
+        grad_TD.stride(0),
+        hidden_TD.stride(0),
+        ROWS=ROWS_PER_PARTIAL,
+        BLOCK_T=32,
+        BLOCK_D=block_D,
+    )
     return partial_PD.sum(0).to(hidden_TD.dtype)
 
 

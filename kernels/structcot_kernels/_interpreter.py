@@ -1,4 +1,4 @@
-"""Triton's interpreter, made right for bfloat16, and a count of what the kernels it runs load and store.
+"""Triton's interpreter, made right for bfloat16.
 
 As it comes, the interpreter keeps a bf16 value as its 16 bits and does arithmetic on those, so that products are garbage, and it rounds
 fp32 to bf16 by cutting bits off. Here operands of bf16 are widened to fp32 first, results rounded to nearest, ties to even, as on a GPU.
@@ -6,23 +6,11 @@ fp32 to bf16 by cutting bits off. Here operands of bf16 are widened to fp32 firs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-
 import numpy as np
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 PLAIN = {name: getattr(InterpreterBuilder, name) for name in ("cast_impl", "create_fp_to_fp", "create_dot", "binary_op", "unary_op")}
-
-
-@dataclass
-class Traffic:
-    """Bytes that unmasked lanes of kernels loaded and stored."""
-
-    loaded: int = 0
-    stored: int = 0
 
 
 def make_bfloat16_right() -> None:
@@ -35,31 +23,6 @@ def make_bfloat16_right() -> None:
         ("unary_op", unary),
     ):
         setattr(InterpreterBuilder, name, method)
-
-
-@contextmanager
-def counted_traffic() -> Iterator[Traffic]:
-    """Count loads and stores of the kernels that run inside the block."""
-    traffic = Traffic()
-    plain_load, plain_store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
-
-    def load(self, ptrs, mask, *rest):
-        traffic.loaded += int(np.count_nonzero(mask.data)) * width_bytes(ptrs)
-        return plain_load(self, ptrs, mask, *rest)
-
-    def store(self, ptrs, value, mask, *rest):
-        traffic.stored += int(np.count_nonzero(mask.data)) * width_bytes(ptrs)
-        return plain_store(self, ptrs, value, mask, *rest)
-
-    InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = load, store
-    try:
-        yield traffic
-    finally:
-        InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = plain_load, plain_store
-
-
-def width_bytes(ptrs: TensorHandle) -> int:
-    return ptrs.get_element_ty().primitive_bitwidth // 8
 
 
 def widen(handle: TensorHandle) -> TensorHandle:
