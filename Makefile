@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_RUN ?= runs/demo
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint aot clean
 
 demo: $(INSTALLED)
 	$(BIN)/structcot fetch smollm2-135m
@@ -27,6 +27,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+aot: $(INSTALLED)
+	$(BIN)/python -m structcot_kernels.aot --arch 90
+	$(BIN)/python -m structcot_kernels.aot --arch 80,100
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

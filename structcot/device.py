@@ -10,9 +10,11 @@ import torch
 from structcot.config import Config
 from structcot.errors import ConfigError
 from structcot.model.spec import ModelSpec
+from structcot_kernels.attention_varlen import choose_attention, describe_attention
+from structcot_kernels.launch import INTERPRETED, use_backend
 
 RECOMPUTE_SHARE = 0.5
-"""Activations may take this share of the free memory before `recompute = "auto"` drops them."""
+"""Activations may take this share of the free memory before `recompute = "auto"` drops some of them."""
 
 
 def choose_device() -> torch.device:
@@ -40,29 +42,54 @@ def need_what_is_asked(config: Config) -> None:
         )
     if parallel.cpu_offload != "none":
         raise ConfigError(f'parallel.cpu_offload: got "{parallel.cpu_offload}"; this version keeps everything on one device: use "none"')
-    if config.kernels == "triton":
-        raise ConfigError('kernels: got "triton"; this version has the PyTorch operations alone: use "auto" or "torch"')
-    if config.attn_implementation not in ("auto", "sdpa"):
-        raise ConfigError(f'attn_implementation: got "{config.attn_implementation}"; this version has "sdpa" alone: use it, or "auto"')
+    if config.kernels == "triton" and not (torch.cuda.is_available() or INTERPRETED):
+        raise ConfigError(
+            'kernels: got "triton", but there is no GPU here; use "auto" or "torch", or set TRITON_INTERPRET=1 to run the kernels'
+            " interpreted, which is right and very slow"
+        )
 
 
-def should_recompute(config: Config, spec: ModelSpec, microbatch_tokens: int, device: torch.device) -> bool:
-    """Whether blocks replay their forward in the backward; `auto` does so where the activations would fill half of the free memory."""
+def choose_operations(config: Config, head_dim: int, device: torch.device) -> tuple[str, str]:
+    """Set what runs the operations of this process, and choose who computes attention: its name, and a line that says both.
+
+    `auto` is Triton on a GPU and PyTorch on a CPU; interpreted kernels run only where the config asks for Triton.
+
+    Raises:
+        ConfigError: if the attention that the config names cannot run here.
+    """
+    backend = config.kernels if config.kernels != "auto" else "triton" if device.type == "cuda" else "torch"
+    use_backend(backend)
+    heads = (config.attn_implementation, device, getattr(torch, config.train.dtype), head_dim)
+    try:
+        attention, sentence = choose_attention(*heads), describe_attention(*heads)
+    except RuntimeError as error:
+        raise ConfigError(f'attn_implementation: got "{config.attn_implementation}"; {error}') from error
+    return attention, f"kernels: {backend}{', interpreted' if backend == 'triton' and INTERPRETED else ''}; {sentence}"
+
+
+def choose_recompute(config: Config, spec: ModelSpec, microbatch_tokens: int, device: torch.device) -> str:
+    """What blocks make again in the backward; `auto` is the least that lets activations fit into half of the free memory."""
     if config.parallel.recompute != "auto":
-        return config.parallel.recompute != "none"
-    return microbatch_tokens * activation_bytes_per_token(spec, config) > RECOMPUTE_SHARE * free_memory_bytes(device)
+        return config.parallel.recompute
+    room_bytes = RECOMPUTE_SHARE * free_memory_bytes(device)
+    kept_bytes = activation_bytes_per_token(spec, config)
+    return next((rung for rung, size in kept_bytes.items() if microbatch_tokens * size <= room_bytes), "full")
 
 
-def activation_bytes_per_token(spec: ModelSpec, config: Config) -> int:
-    """What the PyTorch operations keep of a token for the backward when nothing is recomputed.
+def activation_bytes_per_token(spec: ModelSpec, config: Config) -> dict[str, int]:
+    """What all blocks keep of a token for the backward, by what they recompute.
 
-    A block keeps, in the compute dtype: inputs of its 7 projections and of both residual adds, q, k and v before and after the rotation
-    with k and v repeated for each query head, the attention output, gate, up and their product; and in fp32 two norm inputs.
+    Always the inputs of both halves and the adapters' low-rank inputs; up to "block" the attention's output and log-sum-exp; with "none"
+    also both norms' outputs, q, k, v (before and after their norms, where heads are normed), gate and up.
     """
     width = 2 if config.train.dtype == "bfloat16" else 4
-    q_size = spec.num_heads * spec.head_dim
-    kept = 6 * spec.hidden_size + 8 * q_size + 4 * spec.intermediate_size
-    return spec.num_layers * (width * kept + 4 * 4 * spec.hidden_size)
+    q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    ranks = config.tuning.lora_r * len(config.tuning.target_modules) if config.tuning.method == "lora" else 0
+    full = width * (2 * spec.hidden_size + ranks)
+    block = full + width * q_size + 4 * spec.num_heads
+    heads = q_size + 2 * kv_size + (q_size + kv_size if spec.qk_norm else 0)
+    none = block + width * (2 * spec.hidden_size + heads + 2 * spec.intermediate_size)
+    return {rung: spec.num_layers * size for rung, size in (("none", none), ("block", block), ("full", full))}
 
 
 def free_memory_bytes(device: torch.device) -> int:

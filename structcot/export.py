@@ -17,7 +17,7 @@ from structcot.config import Config
 from structcot.config_file import load_config
 from structcot.data.batch import MicroBatch, pack
 from structcot.data.render import load_tokenizer, unmasked_sample
-from structcot.device import choose_device
+from structcot.device import choose_device, choose_operations
 from structcot.errors import ExportError
 from structcot.export_files import Export, export_adapter, export_model
 from structcot.fetch import resolve_model
@@ -43,7 +43,9 @@ def export_run(run_dir: Path, *, merge: bool, to: Path | None) -> list[Export]:
     config = load_config(run_dir / "config.toml").model_copy(update={"output_dir": str(run_dir)})
     with locked(run_dir):
         model_dir = resolve_model(config.model_name_or_path, config.revision)
-        model = build_model(model_dir, config, choose_device())
+        device = choose_device()
+        model = build_model(model_dir, config, device)
+        model.attention, _ = choose_operations(config, model.spec.head_dim, device)
         saved = read_state(paths[0])
         identity = {**saved.identity, **config.identity()}
         wanted = replace(saved, identity=identity, weights_sha256=weights_fingerprint(model_dir))

@@ -4,7 +4,7 @@ Model FLOPs (`perf/mfu_4n`): what the mathematics asks for. A frozen weight cost
 needs 4 N + 6 N_adapter a token, full fine-tuning 6 N, with N the matmul weights of body and head; causal attention over a document of L
 tokens needs 2 L^2 heads head_dim a layer forward and twice that backward. Recomputation does not count.
 Hardware FLOPs (`perf/hfu`): what is really executed. The head sees supervised rows alone, attention's backward makes its scores again
-(2.5 times the forward), and recomputed blocks run their forward twice.
+(2.5 times the forward), and where blocks recompute, q, k, v, gate and up are made twice, with `full` also attention.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from dataclasses import dataclass
 
 import torch
 
+from structcot.config import TuningConfig
 from structcot.model.spec import ModelSpec
 
 # Dense bf16 peak in FLOP/s, from the makers' data sheets.
 DATASHEET_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+
+REPLAYED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+"""Projections that a block runs again in its backward; their adapters' inputs after A are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,16 +33,20 @@ class StepFlops:
     hardware: float
 
 
-def step_flops(
-    spec: ModelSpec, lengths_S: Sequence[int], num_supervised: int, adapter_parameters: int | None, recompute: bool
-) -> StepFlops:
-    """Count a step over documents of `lengths_S` tokens; `adapter_parameters` is None where all weights are trained."""
-    num_tokens = sum(lengths_S)
+def step_flops(spec: ModelSpec, lengths_S: Sequence[int], num_supervised: int, tuning: TuningConfig, recompute: str) -> StepFlops:
+    """Count a step over documents of `lengths_S` tokens, trained as `tuning` says; `recompute` is "none", "block" or "full"."""
+    num_tokens, lora = sum(lengths_S), tuning.method == "lora"
     attention = spec.num_layers * 2.0 * spec.num_heads * spec.head_dim * sum(float(length) ** 2 for length in lengths_S)
-    per_weight = 6.0 if adapter_parameters is None else 4.0
-    adapters = 6.0 * (adapter_parameters or 0) * num_tokens
+    adapted = tuning.target_modules if lora else ()
+    adapter_parameters = spec.num_layers * sum(tuning.lora_r * sum(spec.projection_shapes[name]) for name in adapted)
+    per_weight = 4.0 if lora else 6.0
+    adapters = 6.0 * adapter_parameters * num_tokens
     body = per_weight * spec.body_matmul_parameters * num_tokens
-    replay = (2.0 * spec.body_matmul_parameters + 2.0 * (adapter_parameters or 0)) * num_tokens + attention if recompute else 0.0
+    replay = 0.0
+    if recompute != "none":
+        weights = sum(outputs * inputs for outputs, inputs in (spec.projection_shapes[name] for name in REPLAYED))
+        low_rank = sum(tuning.lora_r * spec.projection_shapes[name][0] for name in REPLAYED if name in adapted)
+        replay = 2.0 * spec.num_layers * (weights + low_rank) * num_tokens + (attention if recompute == "full" else 0.0)
     return StepFlops(
         model=body + per_weight * spec.head_matmul_parameters * num_tokens + adapters + 3.0 * attention,
         hardware=body + per_weight * spec.head_matmul_parameters * num_supervised + adapters + 3.5 * attention + replay,

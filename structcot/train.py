@@ -22,7 +22,7 @@ from structcot.config import Config
 from structcot.console import Progress, say
 from structcot.data.batch import MicroBatch
 from structcot.data.loader import Feed, eval_batches
-from structcot.device import choose_device, device_report, need_what_is_asked, peak_memory_gib, should_recompute
+from structcot.device import choose_device, choose_operations, choose_recompute, device_report, need_what_is_asked, peak_memory_gib
 from structcot.errors import CheckpointError, Interrupted, StoppedWithCheckpoint, TrainingDiverged
 from structcot.export import export_trained
 from structcot.flops import StepFlops, peak_flops_per_second, step_flops
@@ -103,8 +103,11 @@ def start(config: Config, stop: StopFlag) -> tuple[Run, TrainState]:
     stop.check()
     device = choose_device()
     feed = make_feed(prepared, config, device)
+    attention, operations = choose_operations(config, prepared.spec.head_dim, device)
+    say(operations)
     model = build_model(prepared.model_dir, config, device)
-    model.recompute = should_recompute(config, model.spec, feed.max_microbatch_tokens(), device)
+    model.attention = attention
+    model.recompute = choose_recompute(config, model.spec, feed.max_microbatch_tokens(), device)
     optimizer = make_optimizer(model.parameters(), config.train)
     weights_sha256 = weights_fingerprint(prepared.model_dir)
     fresh = TrainState(step=0, num_tokens=0, identity=prepared.identity, plan_sha256=prepared.plan.sha256, weights_sha256=weights_sha256)
@@ -293,10 +296,9 @@ def is_due(step: int, interval_steps: int, num_steps: int) -> bool:
 
 def count_flops(run: Run, batches: list[MicroBatch]) -> StepFlops:
     """Floating-point operations of a step over `batches`."""
-    adapters = sum(parameter.numel() for _, pair in adapters_of(run.model) for parameter in pair.parameters())
-    lengths = [end - start for batch in batches for start, end in zip(batch.cu_seqlens_S1[:-1], batch.cu_seqlens_S1[1:], strict=True)]
+    lengths = [length for batch in batches for length in batch.lengths_S]
     num_supervised = sum(batch.num_supervised for batch in batches)
-    return step_flops(run.model.spec, lengths, num_supervised, adapters or None, run.model.recompute)
+    return step_flops(run.model.spec, lengths, num_supervised, run.config.tuning, run.model.recompute)
 
 
 def announce(run: Run, state: TrainState) -> None:
@@ -306,7 +308,7 @@ def announce(run: Run, state: TrainState) -> None:
     total = sum(parameter.numel() for parameter in run.model.parameters())
     say(
         f"{config.model_name_or_path}: {total / 1e6:.1f} M weights, {trained / 1e6:.2f} M trained ({config.tuning.method}),"
-        f" {config.train.dtype} on {device_report(run.device)['name']}, recompute {'on' if run.model.recompute else 'off'}\n"
+        f" {config.train.dtype} on {device_report(run.device)['name']}, recompute {run.model.recompute}\n"
         f"{len(plan.lengths_S)} samples, {plan.lengths_S.sum():,} tokens, {plan.steps_per_epoch} steps an epoch, {plan.num_steps} in all;"
         + (f" going on after step {state.step}" if state.step else " starting")
     )

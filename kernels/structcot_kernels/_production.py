@@ -1,4 +1,4 @@
-"""Every way in which a training run launches a kernel: the launching functions, called at the shapes of two models on tensors without memory.
+"""Every way in which a training run launches a kernel: the launching functions, called at the shapes of two models without any memory.
 
 `structcot_kernels.aot` compiles what is launched here. Legend: T tokens, D hidden, F MLP width, H query heads, G key-value heads, d head
 width, V vocabulary, R rank, K inputs, N outputs.
@@ -13,10 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from structcot_kernels.jit import low_rank, rms_norm
+from structcot_kernels.jit import linear_cross_entropy, low_rank, rms_norm
 from structcot_kernels.launch import Launch, recorded_launches
 
 NUM_TOKENS = 16384
+CHUNK_ROWS = 2048
 EPS = 1e-6
 DROPOUT = 0.1
 
@@ -35,12 +36,13 @@ class Shapes:
     num_kv_heads: int
     head_dim: int
     vocabulary: int
+    has_bias: bool
     ranks: tuple[int, ...]
 
 
 MODELS = (
-    Shapes("Qwen2.5-32B", 5120, 27648, 40, 8, 128, 152064, (16, 64, 128, 256)),
-    Shapes("SmolLM2-135M", 576, 1536, 9, 3, 64, 49152, (16,)),
+    Shapes("Qwen2.5-32B", 5120, 27648, 40, 8, 128, 152064, True, (16, 64, 128, 256)),
+    Shapes("SmolLM2-135M", 576, 1536, 9, 3, 64, 49152, False, (16,)),
 )
 
 
@@ -57,7 +59,7 @@ def production_launches(only: str | None = None) -> Iterator[tuple[str, str, Lau
 
 def rms_norm_cases(model: Shapes) -> Iterator[Case]:
     """The norm before each block, with and without the residual add; the weight is trained only in full fine-tuning."""
-    rows_TD, weight_D, rstd_T = empty(NUM_TOKENS, model.hidden), empty(model.hidden), scales()
+    rows_TD, weight_D, rstd_T = empty(NUM_TOKENS, model.hidden), empty(model.hidden), empty(NUM_TOKENS, dtype=torch.float32)
     yield "forward", partial(rms_norm.forward, rows_TD, None, weight_D, EPS)
     yield "forward after add", partial(rms_norm.forward, rows_TD, rows_TD, weight_D, EPS)
     yield "backward", partial(rms_norm.backward, rows_TD, rows_TD, weight_D, rstd_T, None)
@@ -66,13 +68,59 @@ def rms_norm_cases(model: Shapes) -> Iterator[Case]:
 
 
 def low_rank_cases(model: Shapes) -> Iterator[Case]:
-    """The adapters of every projection. Those that share an input share S, so that one adapter's S is a part of wider rows."""
+    """The adapters' own products. Projections of one input have their As under one another and their Ss side by side."""
     keys_T = empty(NUM_TOKENS, dtype=torch.int64)
-    for inner, outputs in sorted(projections(model)):
-        x_TK, y_TN, bias_N = empty(NUM_TOKENS, inner), empty(NUM_TOKENS, outputs), empty(outputs)
+    for group, (inner, outputs, has_bias, has_residual) in groups(model).items():
+        x_TK = empty(NUM_TOKENS, inner)
         for rank in model.ranks:
-            words = f"{inner} to {outputs}, rank {rank}"
-            a_RK, b_NR, s_TR, part_TR = empty(rank, inner), empty(outputs, rank), empty(NUM_TOKENS, rank), empty(NUM_TOKENS, 3 * rank)[:, rank:][:, :rank]
-            yield f"{words}: S with dropout", partial(low_rank.down, x_TK, a_RK, DROPOUT, keys_T)
-            for s, start, bias in ((s_TR, None, None), (part_TR, None, bias_N), (s_TR, y_TN, None)):
-                yield f"{words}: forward", partial(low_rank.up, s, b_NR, 2.0, start, bias, 0.0, None)
+            words, ranks = f"{group} r={rank}", rank * len(outputs)
+            a_RK, s_TR = empty(ranks, inner), empty(NUM_TOKENS, ranks)
+            yield f"{words} S with dropout", partial(low_rank.down, x_TK, a_RK, DROPOUT, keys_T)
+            for dropout, keys in ((0.0, None), (DROPOUT, keys_T)):
+                kind = "" if keys is None else " with dropout"
+                yield f"{words} dx{kind}", partial(low_rank.up, s_TR, a_RK.T, 1.0, None, None, dropout, keys)
+                yield f"{words} dA{kind}", partial(low_rank.grad, s_TR, x_TK, 1.0, dropout, keys, False)
+            for output, part_TR in zip(outputs, s_TR.split(rank, dim=1), strict=True):
+                y_TN, bias_N = empty(NUM_TOKENS, output), empty(output) if has_bias else None
+                start_TN = y_TN if has_residual else None
+                yield f"{words} y", partial(low_rank.up, part_TR, empty(output, rank), 2.0, start_TN, bias_N, 0.0, None)
+                yield f"{words} dB", partial(low_rank.grad, part_TR, y_TN, 2.0, 0.0, None, True)
+
+
+def linear_cross_entropy_cases(model: Shapes) -> Iterator[Case]:
+    """The head: a chunk in training, one of evaluation, where no gradient is wanted, and one of few rows; then the gradient's scale."""
+    weight_VD = empty(model.vocabulary, model.hidden)
+    for words, num_rows, has_grad in (("training", CHUNK_ROWS, True), ("evaluation", CHUNK_ROWS, False), ("few rows", 48, True)):
+        hidden_mD, labels_m = empty(num_rows, model.hidden), empty(num_rows, dtype=torch.int64)
+        losses_m, scale_m = (empty(num_rows, dtype=torch.float32) for _ in range(2))
+        exp_mV = empty(num_rows, model.vocabulary) if has_grad else None
+        written = (exp_mV, losses_m, scale_m if has_grad else None)
+        yield words, partial(linear_cross_entropy.exponentials, hidden_mD, weight_VD, labels_m, *written)
+    rows_MD, scale_M = empty(CHUNK_ROWS, model.hidden), empty(CHUNK_ROWS, dtype=torch.float32)
+    factor = empty(dtype=torch.float32)
+    for scale, dividing in ((scale_M, None), (scale_M, factor), (None, factor)):
+        yield "gradient", partial(linear_cross_entropy.scale_rows, rows_MD, scale, dividing, torch.bfloat16)
+
+
+def groups(model: Shapes) -> dict[str, tuple[int, list[int], bool, bool]]:
+    """Inputs, outputs of each projection of the same input, and whether bias or residual are added, by the name of the group."""
+    attention, keys_or_values = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    return {
+        "qkv": (model.hidden, [attention, keys_or_values, keys_or_values], model.has_bias, False),
+        "o": (attention, [model.hidden], False, True),
+        "gate_up": (model.hidden, [model.intermediate] * 2, False, False),
+        "down": (model.intermediate, [model.hidden], False, True),
+    }
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A tensor without memory."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+OPERATIONS: dict[str, Callable[[Shapes], Iterator[Case]]] = {
+    "rms_norm": rms_norm_cases,
+    "linear_cross_entropy": linear_cross_entropy_cases,
+    "low_rank": low_rank_cases,
+}
+"""The calls of each operation, by the name of its file in `structcot_kernels.jit`."""

@@ -26,8 +26,15 @@ from structcot_kernels.reference import Projection
 RECOMPUTE = ("none", "block", "full")
 
 
-def need_projections(operation: str, x_TK: Tensor, projections: dict[str, Projection], dropout: float, keys_T: Tensor | None) -> None:
-    """Refuse what does not fit together.
+def need_projections(
+    operation: str,
+    like_TD: Tensor,
+    num_inputs: int,
+    projections: dict[str, Projection],
+    dropout: float,
+    keys_T: Tensor | None,
+) -> None:
+    """Refuse what does not fit together: projections of `num_inputs` inputs, on tokens, device and dtype as those of `like_TD`.
 
     Raises:
         ValueError: naming the operation, the tensor and what it must be.
@@ -35,10 +42,10 @@ def need_projections(operation: str, x_TK: Tensor, projections: dict[str, Projec
     """
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"{operation}: dropout is {dropout}; use a share of the inputs from 0 to below 1")
-    need_like(operation, x_TK)
+    need_like(operation, like_TD)
     for name, (weight_NK, bias_N, lora_a_RK, lora_b_NR, _) in projections.items():
-        need_shape(operation, f"{name} weight_NK", weight_NK, (-1, x_TK.shape[-1]))
-        num_outputs, num_inputs = weight_NK.shape
+        need_shape(operation, f"{name} weight_NK", weight_NK, (-1, num_inputs))
+        num_outputs = weight_NK.shape[0]
         if bias_N is not None:
             need_shape(operation, f"{name} bias_N", bias_N, (num_outputs,))
         if (lora_a_RK is None) != (lora_b_NR is None):
@@ -49,10 +56,12 @@ def need_projections(operation: str, x_TK: Tensor, projections: dict[str, Projec
         for part, tensor in (("weight_NK", weight_NK), ("bias_N", bias_N), ("lora_a_RK", lora_a_RK), ("lora_b_NR", lora_b_NR)):
             if tensor is not None:
                 need_like(operation, tensor)
-                if tensor.device != x_TK.device:
-                    raise ValueError(f"{operation}: {name} {part} lies on {tensor.device}; it must lie on {x_TK.device}, as the input does")
+                if tensor.device != like_TD.device:
+                    raise ValueError(
+                        f"{operation}: {name} {part} lies on {tensor.device}; it must lie on {like_TD.device}, as the input does"
+                    )
     if dropout > 0.0 and any(ranks_of(list(projections.values()))):
-        need_keys(operation, keys_T, x_TK)
+        need_keys(operation, keys_T, like_TD)
 
 
 def need_recompute(operation: str, recompute: str) -> None:

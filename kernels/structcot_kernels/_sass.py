@@ -28,12 +28,12 @@ WIDEST_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """One compiled kernel: registers a thread, bytes a thread spills, matrix instructions by name, widest global load in bytes."""
+    """One compiled kernel: registers and spilled bytes of a thread, matrix instructions by name, global loads by width in bytes."""
 
     registers: int
     spilled_bytes: int
     matrix_instructions: dict[str, int]
-    load_bytes: int
+    global_loads: dict[int, int]
 
 
 def resources_of(cubin: bytes) -> Resources:
@@ -52,7 +52,8 @@ def resources_of(cubin: bytes) -> Resources:
     if spilled_bytes == 0 and any(head in SPILLS for head in heads):
         raise RuntimeError("cuobjdump: shows spilling instructions but no memory that they spill to")
     matrix = Counter(head for head in heads if head.endswith("MMA"))
-    return Resources(registers, spilled_bytes, dict(sorted(matrix.items())), max(map(load_bytes, mnemonics)))
+    loads = Counter(width_bytes for width_bytes in map(load_bytes, mnemonics) if width_bytes)
+    return Resources(registers, spilled_bytes, dict(sorted(matrix.items())), dict(sorted(loads.items(), reverse=True)))
 
 
 def load_bytes(mnemonic: str) -> int:

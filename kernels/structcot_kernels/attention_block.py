@@ -81,8 +81,8 @@ def attention_block(
 ) -> Tensor:
     """hidden + attention(norm(hidden)), (T, D).
 
-    `positions_T` (int64) are rows of the rotary tables (P, d, fp32), `cu_seqlens_S1` (int32) the documents' borders, `max_seqlen` the tokens
-    of the longest, `q_norm_d` and `k_norm_d` norms of each head before the rotation (Qwen3). `recompute` says what is kept beyond
+    `positions_T` (int64) are rows of the rotary tables (P, d, fp32), `cu_seqlens_S1` (int32) the documents' borders, `max_seqlen` the
+    tokens of the longest, `q_norm_d` and `k_norm_d` norms of each head before the rotation (Qwen3). `recompute` says what is kept beyond
     `hidden_TD` and the adapters' low-rank inputs: "full" nothing, "block" the attention's output and log-sum-exp, "none" also the norm's
     output and q, k, v as the attention saw them. o_proj is never replayed, attention only by "full".
 
@@ -92,12 +92,20 @@ def attention_block(
         RuntimeError: if the implementation cannot run here.
     """
     need_recompute("attention_block", recompute)
-    need_projections("attention_block", hidden_TD, {"q": q, "k": k, "v": v}, dropout, dropout_keys_T)
-    need_projections("attention_block", hidden_TD.new_empty((hidden_TD.shape[0], q.weight_NK.shape[0])), {"o": o}, dropout, dropout_keys_T)
-    need_shape("attention_block", "o weight_NK", o.weight_NK, (hidden_TD.shape[1], -1))
+    num_hidden, head_dim = hidden_TD.shape[1], cos_Pd.shape[1]
+    need_projections("attention_block", hidden_TD, num_hidden, {"q": q, "k": k, "v": v}, dropout, dropout_keys_T)
+    need_projections("attention_block", hidden_TD, q.weight_NK.shape[0], {"o": o}, dropout, dropout_keys_T)
+    need_shape("attention_block", "o weight_NK", o.weight_NK, (num_hidden, q.weight_NK.shape[0]))
+    need_shape("attention_block", "v weight_NK", v.weight_NK, k.weight_NK.shape)
+    need_shape("attention_block", "norm_weight_D", norm_weight_D, (num_hidden,))
+    for name, projection in (("q", q), ("k", k)):
+        if projection.weight_NK.shape[0] % head_dim:
+            raise ValueError(
+                f"attention_block: {name} has {projection.weight_NK.shape[0]} outputs, no multiple of the head width {head_dim}"
+            )
     if (q_norm_d is None) != (k_norm_d is None):
         raise ValueError("attention_block: got only one of q_norm_d and k_norm_d; give both or neither")
-    chosen = choose_attention(implementation, hidden_TD.device, hidden_TD.dtype, cos_Pd.shape[1])
+    chosen = choose_attention(implementation, hidden_TD.device, hidden_TD.dtype, head_dim)
     options = AttentionOptions(tuple(p.scale for p in (q, k, v, o)), max_seqlen, eps, dropout, recompute, chosen)
     layout = (positions_T, cos_Pd, sin_Pd, cu_seqlens_S1)
     return _AttentionBlock.apply(options, hidden_TD, norm_weight_D, q_norm_d, k_norm_d, dropout_keys_T, *layout, *flatten((q, k, v, o)))

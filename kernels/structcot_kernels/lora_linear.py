@@ -85,7 +85,7 @@ def apply_group(
 ) -> tuple[Tensor, ...]:
     """Outputs of the group, differentiable; leading dimensions of x may be many."""
     rows_TK = x_TK.reshape(-1, x_TK.shape[-1])
-    need_projections(operation, rows_TK, projections, dropout, keys_T)
+    need_projections(operation, rows_TK, rows_TK.shape[1], projections, dropout, keys_T)
     group = list(projections.values())
     scales = tuple(projection.scale for projection in group)
     outputs = _Group.apply(scales, dropout, rows_TK, keys_T, *flatten(group))

@@ -33,6 +33,7 @@ from structcot_kernels._projection import (
     stacked_a,
     unflatten,
 )
+from structcot_kernels.checks import need_shape
 from structcot_kernels.launch import runs_triton
 from structcot_kernels.reference import Projection, other_input
 from structcot_kernels.rms_norm import rms_norm_backward, rms_norm_forward, rms_norm_weight_grad
@@ -75,10 +76,12 @@ def mlp_block(
     """
     projections = (gate, up, down)
     need_recompute("mlp_block", recompute)
-    need_projections("mlp_block", hidden_TD, {"gate": gate, "up": up}, dropout, dropout_keys_T)
-    need_projections(
-        "mlp_block", hidden_TD.new_empty((hidden_TD.shape[0], gate.weight_NK.shape[0])), {"down": down}, dropout, dropout_keys_T
-    )
+    num_inner, num_hidden = gate.weight_NK.shape[0], hidden_TD.shape[1]
+    need_projections("mlp_block", hidden_TD, num_hidden, {"gate": gate, "up": up}, dropout, dropout_keys_T)
+    need_projections("mlp_block", hidden_TD, num_inner, {"down": down}, dropout, dropout_keys_T)
+    need_shape("mlp_block", "up weight_NK", up.weight_NK, (num_inner, num_hidden))
+    need_shape("mlp_block", "down weight_NK", down.weight_NK, (num_hidden, num_inner))
+    need_shape("mlp_block", "norm_weight_D", norm_weight_D, (num_hidden,))
     options = MlpOptions(tuple(p.scale for p in projections), eps, dropout, recompute, low_rank_rides(hidden_TD, projections, dropout))
     return _MlpBlock.apply(options, hidden_TD, norm_weight_D, dropout_keys_T, *flatten(projections))
 
@@ -86,10 +89,13 @@ def mlp_block(
 def low_rank_rides(hidden_TD: Tensor, projections: Sequence[Projection], dropout: float) -> bool:
     """Whether the kernels that make low-rank products inside SwiGLU can serve.
 
-    Each projection has an adapter of a rank that they hold, no input is dropped, and nobody needs the activation for a weight's gradient.
+    Each projection has an adapter, all of one rank that they hold, gate's and up's of one scale; no input is dropped, and nobody needs the
+    activation for a weight's gradient.
     """
+    (rank, *others), (gate, up, _) = ranks_of(projections), projections
+    alike = 0 < rank <= MAX_RANK and all(other == rank for other in others) and gate.scale == up.scale
     frozen = not any(projection.weight_NK.requires_grad for projection in projections)
-    return frozen and dropout == 0.0 and runs_triton(hidden_TD) and all(0 < rank <= MAX_RANK for rank in ranks_of(projections))
+    return alike and frozen and dropout == 0.0 and runs_triton(hidden_TD)
 
 
 def gate_and_up(x_TD: Tensor, gate: Projection, up: Projection, s_TR: Tensor, rides: bool) -> list[Tensor]:
@@ -100,11 +106,10 @@ def gate_and_up(x_TD: Tensor, gate: Projection, up: Projection, s_TR: Tensor, ri
     return project_group(x_TD, (gate, up), s_TR)
 
 
-def riding(gate: Projection, up: Projection, s_TR: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, float, float]:
-    """What SwiGLU needs to make the low-rank products of gate and up: S and B of each, and their scales."""
-    s_gate_TR, s_up_TR = s_TR.split(ranks_of((gate, up)), dim=1)
-    b_gate_FR, b_up_FR = (projection.lora_b_NR.to(s_TR.dtype) for projection in (gate, up))  # type: ignore[union-attr]
-    return s_gate_TR, b_gate_FR, s_up_TR, b_up_FR, gate.scale, up.scale
+def riding(gate: Projection, up: Projection, s_TR: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+    """What SwiGLU needs to make the low-rank products of gate and up: S of both, B of each, and their scale."""
+    b_gate_FR, b_up_FR = (projection.lora_b_NR.to(s_TR.dtype).contiguous() for projection in (gate, up))  # type: ignore[union-attr]
+    return s_TR, b_gate_FR, b_up_FR, gate.scale
 
 
 class _MlpBlock(torch.autograd.Function):
@@ -141,7 +146,7 @@ class _MlpBlock(torch.autograd.Function):
         made: dict[int, Tensor] = {}  # parameter gradients that SwiGLU's backward makes on its way, by place among the parameters
         if options.rides:
             dact_TF, act_TF = grad_TD @ down.weight_NK.to(grad_TD.dtype), None
-            dgate_TF, dup_TF, made[B_GATE], made[B_UP], made[A_DOWN] = swiglu_low_rank_backward(
+            dgate_TF, dup_TF, (made[B_GATE], made[B_UP]), made[A_DOWN] = swiglu_low_rank_backward(
                 dact_TF, gate_TF, up_TF, *riding(gate, up, s_TR), ds_down_TR, stacked_a((down,), grad_TD.dtype)
             )
         else:

@@ -90,7 +90,7 @@ def rms_norm_weight_grad(grad_TD: Tensor, hidden_TD: Tensor, rstd_T: Tensor) -> 
     need_shape("rms_norm_weight_grad", "grad_TD", grad_TD, hidden_TD.shape)
     if runs_triton(hidden_TD):
         return jit.weight_grad(grad_TD, hidden_TD, rstd_T)
-    scaled_TD = hidden_TD.float().mul_(rstd_T.unsqueeze(1)).to(hidden_TD.dtype)
+    scaled_TD = (hidden_TD.float() * rstd_T.unsqueeze(1)).to(hidden_TD.dtype)
     return (grad_TD.float() * scaled_TD).sum(0).to(hidden_TD.dtype)
 
 

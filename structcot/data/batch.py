@@ -19,15 +19,15 @@ from structcot.data.render import IGNORE, RenderedSample
 class MicroBatch:
     """Packed documents.
 
-    `tokens_T` and `positions_T` are int64; `cu_seqlens_S1` are the documents' borders in T; `rows_M` are the places in T that have a label,
-    `labels_M` those labels, `kinds_M` what each label is (thought, solution, end, prompt), `documents_M` which document each row lies in.
-    `dropout_keys_T` is empty where there is no dropout.
+    `tokens_T` and `positions_T` are int64; `cu_seqlens_S1` (int32) are the documents' borders in T, `lengths_S` their tokens; `rows_M` are
+    the places in T that have a label, `labels_M` those labels, `kinds_M` what each label is (thought, solution, end, prompt), `documents_M`
+    which document each row lies in. `dropout_keys_T` is empty where there is no dropout.
     """
 
     tokens_T: Tensor
     positions_T: Tensor
-    cu_seqlens_S1: list[int]
-    max_seqlen: int
+    cu_seqlens_S1: Tensor
+    lengths_S: tuple[int, ...]
     rows_M: Tensor
     labels_M: Tensor
     kinds_M: Tensor
@@ -40,6 +40,11 @@ class MicroBatch:
     def num_tokens(self) -> int:
         """Tokens, all of them real."""
         return len(self.tokens_T)
+
+    @property
+    def max_seqlen(self) -> int:
+        """Tokens of the longest document."""
+        return max(self.lengths_S)
 
     @property
     def num_supervised(self) -> int:
@@ -64,8 +69,8 @@ def pack(samples: Sequence[RenderedSample], device: torch.device | str = "cpu", 
     return MicroBatch(
         tokens_T=tensor(np.concatenate([sample.tokens_T for sample in samples])),
         positions_T=tensor(positions_T),
-        cu_seqlens_S1=borders.tolist(),
-        max_seqlen=max(lengths),
+        cu_seqlens_S1=tensor(borders).int(),
+        lengths_S=tuple(lengths),
         rows_M=tensor(rows_M),
         labels_M=tensor(labels_T[rows_M]),
         kinds_M=tensor(np.concatenate([sample.kinds_T for sample in samples])[rows_M]),

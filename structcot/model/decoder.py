@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from structcot.data.batch import MicroBatch
-from structcot.model.lora import LoraPair, stable_hash
+from structcot.model.lora import stable_hash
 from structcot.model.rotary import rotary_tables
 from structcot.model.spec import ModelSpec
-from structcot_kernels import attention_varlen, lora_linear, rms_norm, rope, swiglu
+from structcot_kernels import Projection, attention_block, mlp_block, rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -36,19 +35,17 @@ class RMSNorm(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What every block needs to know: the micro-batch's borders, positions and dropout keys, and the rotary tables."""
+    """What every block needs to know: the micro-batch, the rotary tables, and how the block is to be computed."""
 
     batch: MicroBatch
     cos_Pd: Tensor
     sin_Pd: Tensor
-
-    def rotate(self, heads_THd: Tensor) -> Tensor:
-        """Heads turned by their tokens' positions."""
-        return rope(heads_THd, self.batch.positions_T, self.cos_Pd, self.sin_Pd)
+    recompute: str
+    attention: str
 
 
 class Attention(nn.Module):
-    """Causal self-attention inside each document."""
+    """Weights of causal self-attention inside each document."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -58,21 +55,15 @@ class Attention(nn.Module):
         self.o_proj = projection(spec, "o_proj", bias=spec.o_bias)
         if spec.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(spec.head_dim, spec.rms_norm_eps), RMSNorm(spec.head_dim, spec.rms_norm_eps)
-        self.head_dim, self.qk_norm = spec.head_dim, spec.qk_norm
+        self.qk_norm = spec.qk_norm
 
-    def forward(self, x_TD: Tensor, adapters: nn.ModuleDict, layout: Layout) -> Tensor:
-        q_THd = project(x_TD, self.q_proj, adapters, "q_proj", layout).unflatten(-1, (-1, self.head_dim))
-        k_TGd = project(x_TD, self.k_proj, adapters, "k_proj", layout).unflatten(-1, (-1, self.head_dim))
-        v_TGd = project(x_TD, self.v_proj, adapters, "v_proj", layout).unflatten(-1, (-1, self.head_dim))
-        if self.qk_norm:
-            q_THd, k_TGd = self.q_norm(q_THd), self.k_norm(k_TGd)
-        q_THd, k_TGd = layout.rotate(q_THd), layout.rotate(k_TGd)
-        out_THd = attention_varlen(q_THd, k_TGd, v_TGd, layout.batch.cu_seqlens_S1, self.head_dim**-0.5)
-        return project(out_THd.flatten(1), self.o_proj, adapters, "o_proj", layout)
+    def head_norms(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weights of the norms of queries and keys, where the model has them."""
+        return (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else (None, None)
 
 
 class MLP(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """Weights of down(silu(gate(x)) * up(x))."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -80,17 +71,13 @@ class MLP(nn.Module):
         self.up_proj = projection(spec, "up_proj", bias=spec.mlp_bias)
         self.down_proj = projection(spec, "down_proj", bias=spec.mlp_bias)
 
-    def forward(self, x_TD: Tensor, adapters: nn.ModuleDict, layout: Layout) -> Tensor:
-        gate_TF = project(x_TD, self.gate_proj, adapters, "gate_proj", layout)
-        up_TF = project(x_TD, self.up_proj, adapters, "up_proj", layout)
-        return project(swiglu(gate_TF, up_TF), self.down_proj, adapters, "down_proj", layout)
-
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). `adapters` maps the name of a projection to its low-rank pair."""
 
-    def __init__(self, spec: ModelSpec):
+    def __init__(self, spec: ModelSpec, name: str):
         super().__init__()
+        self.name = name
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.self_attn = Attention(spec)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
@@ -98,8 +85,36 @@ class Block(nn.Module):
         self.adapters = nn.ModuleDict()
 
     def forward(self, hidden_TD: Tensor, layout: Layout) -> Tensor:
-        hidden_TD = hidden_TD + self.self_attn(self.input_layernorm(hidden_TD), self.adapters, layout)
-        return hidden_TD + self.mlp(self.post_attention_layernorm(hidden_TD), self.adapters, layout)
+        batch, attention, mlp, norm = layout.batch, self.self_attn, self.mlp, self.input_layernorm
+        hidden_TD = attention_block(
+            hidden_TD,
+            norm.weight,
+            *(self.adapted(linear, name) for name, linear in attention.named_children() if name.endswith("_proj")),
+            batch.positions_T,
+            layout.cos_Pd,
+            layout.sin_Pd,
+            batch.cu_seqlens_S1,
+            batch.max_seqlen,
+            norm.eps,
+            *attention.head_norms(),
+            *self.dropout_of("self_attn", batch),
+            layout.recompute,
+            layout.attention,
+        )
+        norm, projections = self.post_attention_layernorm, (self.adapted(linear, name) for name, linear in mlp.named_children())
+        return mlp_block(hidden_TD, norm.weight, *projections, norm.eps, *self.dropout_of("mlp", batch), layout.recompute)
+
+    def adapted(self, linear: nn.Linear, name: str) -> Projection:
+        """A projection with its adapter, if it has one."""
+        if name not in self.adapters:
+            return Projection(linear.weight, linear.bias)
+        pair = self.adapters[name]
+        return Projection(linear.weight, linear.bias, pair.lora_A, pair.lora_B, pair.scale)
+
+    def dropout_of(self, part: str, batch: MicroBatch) -> tuple[float, Tensor | None]:
+        """Share of the adapters' inputs that are dropped, and a key for each token, which is another one in every part of every block."""
+        dropout = max((pair.dropout for pair in self.adapters.values()), default=0.0) if self.training else 0.0
+        return dropout, batch.dropout_keys_T + stable_hash(f"{self.name}.{part}") if dropout else None
 
 
 class Backbone(nn.Module):
@@ -108,21 +123,21 @@ class Backbone(nn.Module):
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
+        self.layers = nn.ModuleList(Block(spec, f"model.layers.{number}") for number in range(spec.num_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
 
 class Decoder(nn.Module):
     """A causal language model up to its normalised hidden states; logits exist only inside the loss.
 
-    `compute_dtype` is that of activations and matrix products; `recompute` drops the inside of each block in the forward and replays it in
-    the backward.
+    `compute_dtype` is that of activations and matrix products; `recompute` says what the backward makes again ("none", "block" or "full",
+    see structcot_kernels.attention_block and mlp_block), `attention` which implementation of attention runs.
     """
 
     def __init__(self, spec: ModelSpec, compute_dtype: torch.dtype):
         super().__init__()
         self.spec, self.compute_dtype = spec, compute_dtype
-        self.recompute = False
+        self.recompute, self.attention = "none", "auto"
         self.model = Backbone(spec)
         self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
         if spec.tied_head:
@@ -132,12 +147,9 @@ class Decoder(nn.Module):
     def forward(self, batch: MicroBatch) -> Tensor:
         """Normalised hidden states (M, D) of the rows that have a label, in `batch.rows_M`'s order."""
         hidden_TD = F.embedding(batch.tokens_T, self.model.embed_tokens.weight).to(self.compute_dtype)
-        layout = Layout(batch, *self._rotary_tables(batch.max_seqlen, hidden_TD.device))
+        layout = Layout(batch, *self._rotary_tables(batch.max_seqlen, hidden_TD.device), self.recompute, self.attention)
         for block in self.model.layers:
-            if self.recompute and torch.is_grad_enabled():
-                hidden_TD = checkpoint(block, hidden_TD, layout, use_reentrant=False)
-            else:
-                hidden_TD = block(hidden_TD, layout)
+            hidden_TD = block(hidden_TD, layout)
         return self.model.norm(hidden_TD[batch.rows_M])
 
     def logits(self, batch: MicroBatch) -> Tensor:
@@ -159,15 +171,3 @@ def projection(spec: ModelSpec, name: str, *, bias: bool) -> nn.Linear:
     """An empty projection of the shape that `spec` says."""
     outputs, inputs = spec.projection_shapes[name]
     return nn.Linear(inputs, outputs, bias=bias)
-
-
-def project(x_TK: Tensor, linear: nn.Linear, adapters: nn.ModuleDict, name: str, layout: Layout) -> Tensor:
-    """One projection with its adapter, if it has one."""
-    if name not in adapters:
-        return lora_linear(x_TK, linear.weight, linear.bias)
-    pair = adapters[name]
-    if not isinstance(pair, LoraPair):
-        raise TypeError(f"adapters[{name}]: got {type(pair).__name__}; attach_lora makes LoraPair")
-    dropout = pair.dropout if pair.training else 0.0
-    keys_T = layout.batch.dropout_keys_T + stable_hash(pair.name) if dropout else None
-    return lora_linear(x_TK, linear.weight, linear.bias, pair.lora_A, pair.lora_B, pair.scale, dropout, keys_T)

@@ -7,6 +7,7 @@ import torch
 
 from structcot_kernels import add_rms_norm, reference, rms_norm
 from structcot_kernels._cost import COSTS
+from structcot_kernels.launch import use_backend
 from structcot_kernels.rms_norm import add_rms_norm_forward, rms_norm_backward, rms_norm_forward, rms_norm_weight_grad
 from tests.kernels.parity import DTYPES, assert_parity, random
 
@@ -99,3 +100,15 @@ def test_operands_that_do_not_fit_are_refused(hidden_shape, weight_shape, dtype,
     weight_D = random(*weight_shape, dtype=dtype, device=device)
     with pytest.raises(error, match=words):
         rms_norm(hidden_TD, weight_D, EPS)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_no_operand_is_written_to(backend: str, device) -> None:
+    use_backend(backend)
+    hidden_TD, grad_TD, delta_TD = (random(5, 64, dtype=torch.float32, seed=seed, trained=False, device=device) for seed in range(3))
+    weight_D, rstd_T = random(64, dtype=torch.float32, trained=False, device=device), torch.rand(5, device=device)
+    before = [tensor.clone() for tensor in (hidden_TD, grad_TD, delta_TD, weight_D, rstd_T)]
+    add_rms_norm_forward(hidden_TD, delta_TD, weight_D, EPS)
+    rms_norm_backward(grad_TD, hidden_TD, weight_D, rstd_T, delta_TD)
+    rms_norm_weight_grad(grad_TD, hidden_TD, rstd_T)
+    assert all(torch.equal(*pair) for pair in zip(before, (hidden_TD, grad_TD, delta_TD, weight_D, rstd_T), strict=True))
