@@ -8,7 +8,7 @@ import torch
 
 from bench.bench_lora_linear import random_projection
 from bench.bench_mlp_block import EPS, adapters_of
-from bench.harness import Case, forward_backward
+from bench.harness import Case, forward_backward, main
 from structcot_kernels import attention_block, reference
 
 
@@ -49,3 +49,7 @@ def tables(num_positions: int, width: int, device: torch.device) -> tuple[torch.
     angles = torch.arange(num_positions, device=device)[:, None] * frequencies
     angles = torch.cat((angles, angles), dim=1)
     return angles.cos(), angles.sin()
+
+
+if __name__ == "__main__":
+    main(cases)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.harness import Case, forward_backward
+from bench.harness import Case, forward_backward, main
 from structcot_kernels import Projection, lora_gate_up, lora_linear, lora_qkv
 
 SCALE = 2.0
@@ -53,3 +53,7 @@ def random_projection(num_outputs: int, num_inputs: int, rank: int, device: torc
         for shape in ((num_outputs, num_inputs), (rank, num_inputs), (num_outputs, rank))
     )
     return Projection(weight_NK, None, a_RK.requires_grad_(), b_NR.requires_grad_(), SCALE)
+
+
+if __name__ == "__main__":
+    main(cases)

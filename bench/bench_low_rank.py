@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bench.harness import Case
+from bench.harness import Case, main
 from structcot_kernels.low_rank import low_rank_grad, low_rank_up
 
 
@@ -32,3 +32,7 @@ def cases(device: torch.device) -> Iterator[Case]:
                 "torch": lambda s=s_TR, rows=rows_TN: (2.0 * (rows.T @ s)).float(),
             },
         )
+
+
+if __name__ == "__main__":
+    main(cases)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from bench.bench_lora_linear import random_projection
-from bench.harness import Case, forward_backward
+from bench.harness import Case, forward_backward, main
 from structcot_kernels import Projection, mlp_block, reference
 
 EPS = 1e-6
@@ -38,3 +38,7 @@ def cases(device: torch.device) -> Iterator[Case]:
 def adapters_of(*projections: Projection) -> list[torch.Tensor]:
     """A and B of each."""
     return [tensor for projection in projections for tensor in (projection.lora_a_RK, projection.lora_b_NR) if tensor is not None]
+
+
+if __name__ == "__main__":
+    main(cases)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from bench.harness import Case, forward_backward
+from bench.harness import Case, forward_backward, main
 from structcot_kernels import rms_norm
 
 EPS = 1e-6
@@ -28,3 +28,7 @@ def cases(device: torch.device) -> Iterator[Case]:
 
             sides["liger"] = forward_backward(lambda x, w: LigerRMSNormFunction.apply(x, w, EPS, 0.0, "llama", False), hidden_TD, weight_D)
         yield Case(operation="rms_norm", shape=f"T={num_rows} D={width} bfloat16", sides=sides)
+
+
+if __name__ == "__main__":
+    main(cases)

@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from tests.tiny_run import Launcher, Outcome, Site
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where there is a GPU the kernels are compiled, so their tests are tests of it; elsewhere a test that needs one is skipped."""
+    import torch
+
+    for item in items:
+        if torch.cuda.is_available():
+            if Path(__file__).parent / "kernels" in item.path.parents:
+                item.add_marker(pytest.mark.gpu)
+        elif item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(autouse=True)
 def plain_operations() -> None:
     """Operations run as PyTorch unless a test asks for the kernels, which are slow when interpreted."""

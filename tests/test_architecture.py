@@ -32,6 +32,7 @@ ALLOWED = {
     ),
     "structcot.model_files": ("structcot.errors",),
     "structcot.countdown": ("structcot.errors", "structcot.files", "structcot.countdown"),
+    "bench": ("structcot", "structcot_kernels", "bench"),
     "structcot.report": ("structcot.errors", "structcot.files", "structcot.report"),
 }
 

@@ -60,7 +60,7 @@ def twenty_steps(model_dir: Path, backend: str, recompute: str) -> tuple[Tensor,
 
 
 def test_a_run_says_what_computes_it(site: Site, tmp_path: Path) -> None:
-    outcome = site.train(tmp_path / "run", "kernels=triton", "train.max_steps=1")
+    outcome = site.train(tmp_path / "run", "kernels=triton", "train.max_steps=1", 'train.dtype="float32"')
     assert outcome.status == DONE, outcome.err
     assert "kernels: triton, interpreted" in outcome.out + outcome.err
     assert "attention: sdpa" in outcome.out + outcome.err

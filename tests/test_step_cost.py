@@ -272,6 +272,9 @@ def test_peft_s_adapters_move_what_its_formula_says() -> None:
     outputs, inputs = (sum(shape[side] for shape in QWEN2_5_32B.projection_shapes.values()) for side in (0, 1))
     added = step_cost.lora_bytes(count_peer, LONG)["bytes_per_token_and_layer"]
     assert 12 * inputs + 20 * outputs < added < 1.01 * (12 * inputs + 20 * outputs)
+    at_work = one_more_layer(count_peer, replace(LONG, recompute="none"), "low-rank").bytes / LONG.tokens
+    sums = 6 * inputs  # of the gradients of x, which autograd adds up between operators
+    assert added - at_work == pytest.approx(sums, rel=1e-3)
 
 
 def test_counting_leaves_the_choice_of_backend_alone() -> None:

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Cost:
     bytes: float
     cached_bytes: float = 0.0
 
+
+flop_registry.setdefault(torch.ops.aten.addmm_, flop_registry[torch.ops.aten.addmm])  # torch counts addmm and forgets the one in place
 
 COSTS: dict[Any, Callable[..., list[Cost]]] = {}
 """Cost formula of each registered operator, called with the operator's own arguments, which may be fake tensors."""

@@ -13,11 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from structcot_kernels.jit import linear_cross_entropy, low_rank, rms_norm
+from structcot_kernels.jit import linear_cross_entropy, low_rank, rms_norm, rope, swiglu, swiglu_low_rank
 from structcot_kernels.launch import Launch, recorded_launches
+from structcot_kernels.linear_cross_entropy import forward_in_chunks
 
 NUM_TOKENS = 16384
-CHUNK_ROWS = 2048
 EPS = 1e-6
 DROPOUT = 0.1
 
@@ -46,13 +46,13 @@ MODELS = (
 )
 
 
-def production_launches(only: str | None = None) -> Iterator[tuple[str, str, Launch]]:
-    """Operation, what it is launched for, and the launch: of every operation or `only` of one."""
+def production_launches(arch: int, only: str | None = None) -> Iterator[tuple[str, str, Launch]]:
+    """Operation, what it is launched for, and the launch on a GPU of compute capability `arch`: of every operation or `only` of one."""
     for operation, cases in OPERATIONS.items():
         if only in (None, operation):
             for model in MODELS:
                 for words, call in cases(model):
-                    with recorded_launches() as launches:
+                    with recorded_launches(arch) as launches:
                         call()
                     yield from ((operation, f"{model.name} {words}", launch) for launch in launches)
 
@@ -87,19 +87,45 @@ def low_rank_cases(model: Shapes) -> Iterator[Case]:
                 yield f"{words} dB", partial(low_rank.grad, part_TR, y_TN, 2.0, 0.0, None, True)
 
 
+def rope_cases(model: Shapes) -> Iterator[Case]:
+    """Queries and keys, turned forward and, in the backward, back."""
+    positions_T, table_Pd = empty(NUM_TOKENS, dtype=torch.int64), empty(NUM_TOKENS, model.head_dim, dtype=torch.float32)
+    for words, num_heads in (("q", model.num_heads), ("k", model.num_kv_heads)):
+        heads_THd = empty(NUM_TOKENS, num_heads, model.head_dim)
+        for inverse in (False, True):
+            yield f"{words}{' back' if inverse else ''}", partial(rope.forward, heads_THd, positions_T, table_Pd, table_Pd, inverse)
+
+
+def swiglu_cases(model: Shapes) -> Iterator[Case]:
+    """The gate of the MLP, no low-rank product inside; its backward makes the activation again only for the adapter of down."""
+    rows_TF = empty(NUM_TOKENS, model.intermediate)
+    yield "forward", partial(swiglu.forward, rows_TF, rows_TF)
+    for need_act in (False, True):
+        yield f"backward{' with activation' if need_act else ''}", partial(swiglu.backward, rows_TF, rows_TF, rows_TF, need_act)
+
+
+def swiglu_low_rank_cases(model: Shapes) -> Iterator[Case]:
+    """The gate of the MLP with the adapters' products inside, for the ranks that it holds."""
+    rows_TF = empty(NUM_TOKENS, model.intermediate)
+    for rank in model.ranks:
+        if rank <= swiglu_low_rank.MAX_RANK:
+            b_FR, a_RF = empty(model.intermediate, rank), empty(rank, model.intermediate)
+            operands = (rows_TF, rows_TF, empty(NUM_TOKENS, 2 * rank), b_FR, b_FR, 2.0)
+            yield f"r={rank} forward", partial(swiglu_low_rank.forward, *operands, a_RF)
+            yield f"r={rank} backward", partial(swiglu_low_rank.backward, rows_TF, *operands, empty(NUM_TOKENS, rank), a_RF)
+
+
 def linear_cross_entropy_cases(model: Shapes) -> Iterator[Case]:
-    """The head: a chunk in training, one of evaluation, where no gradient is wanted, and one of few rows; then the gradient's scale."""
-    weight_VD = empty(model.vocabulary, model.hidden)
-    for words, num_rows, has_grad in (("training", CHUNK_ROWS, True), ("evaluation", CHUNK_ROWS, False), ("few rows", 48, True)):
-        hidden_mD, labels_m = empty(num_rows, model.hidden), empty(num_rows, dtype=torch.int64)
-        losses_m, scale_m = (empty(num_rows, dtype=torch.float32) for _ in range(2))
-        exp_mV = empty(num_rows, model.vocabulary) if has_grad else None
-        written = (exp_mV, losses_m, scale_m if has_grad else None)
-        yield words, partial(linear_cross_entropy.exponentials, hidden_mD, weight_VD, labels_m, *written)
-    rows_MD, scale_M = empty(CHUNK_ROWS, model.hidden), empty(CHUNK_ROWS, dtype=torch.float32)
-    factor = empty(dtype=torch.float32)
-    for scale, dividing in ((scale_M, None), (scale_M, factor), (None, factor)):
-        yield "gradient", partial(linear_cross_entropy.scale_rows, rows_MD, scale, dividing, torch.bfloat16)
+    """The head in training, with an unfrozen weight, in evaluation, and for few rows."""
+    weight_VD, grad_sum = empty(model.vocabulary, model.hidden), empty(dtype=torch.float32)
+    for words, num_rows, need_hidden in (("training", NUM_TOKENS, True), ("evaluation", NUM_TOKENS, False), ("few rows", 48, True)):
+        rows_MD, labels_M = empty(num_rows, model.hidden), empty(num_rows, dtype=torch.int64)
+        yield words, partial(forward_in_chunks, rows_MD, weight_VD, labels_M, need_hidden, False)
+    rows_MD, scale_M = empty(NUM_TOKENS, model.hidden), empty(NUM_TOKENS, dtype=torch.float32)
+    grad_weight_VD = empty(model.vocabulary, model.hidden, dtype=torch.float32)
+    yield "rows for weight gradient", partial(linear_cross_entropy.scale_rows, rows_MD, scale_M, None, rows_MD.dtype)
+    yield "hidden gradient", partial(linear_cross_entropy.scale_rows, rows_MD, scale_M, grad_sum, rows_MD.dtype)
+    yield "weight gradient", partial(linear_cross_entropy.scale_rows, grad_weight_VD, None, grad_sum, rows_MD.dtype)
 
 
 def groups(model: Shapes) -> dict[str, tuple[int, list[int], bool, bool]]:
@@ -120,7 +146,10 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 OPERATIONS: dict[str, Callable[[Shapes], Iterator[Case]]] = {
     "rms_norm": rms_norm_cases,
-    "linear_cross_entropy": linear_cross_entropy_cases,
+    "rope": rope_cases,
+    "swiglu": swiglu_cases,
+    "swiglu_low_rank": swiglu_low_rank_cases,
     "low_rank": low_rank_cases,
+    "linear_cross_entropy": linear_cross_entropy_cases,
 }
 """The calls of each operation, by the name of its file in `structcot_kernels.jit`."""

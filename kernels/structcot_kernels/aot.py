@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
@@ -103,12 +103,15 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--arch: got {arch!r}; use {known}, or several of them separated by commas")
     if INTERPRETED:
         parser.error("TRITON_INTERPRET=1 is set, so the kernels of this process are interpreted and cannot be compiled; unset it")
-    return report(production_launches(options.operation), [int(arch) for arch in architectures], options.json)
+    return report({int(arch): production_launches(int(arch), options.operation) for arch in architectures}, options.json)
 
 
-def report(launches: Iterable[tuple[str, str, Launch]], architectures: list[int], json_path: Path | None) -> int:
-    """Compile the launches (operation, use, launch), print a row each, write them to `json_path`; returns 1 if a row has a violation."""
-    rows = compile_all(jobs_of(launches, architectures))
+def report(launches: Mapping[int, Iterable[tuple[str, str, Launch]]], json_path: Path | None) -> int:
+    """Compile the launches (operation, use, launch) for each compute capability, print a row each, write them to `json_path`.
+
+    Returns 1 if a row has a violation, else 0.
+    """
+    rows = compile_all(jobs_of(launches))
     print(table(rows))
     violations = [f"{title(row)} ({row.uses[0]}): {violation}" for row in rows for violation in row.violations]
     print(f"\n{len(rows)} compilations by Triton {triton.__version__}, {len(violations)} violations", *violations, sep="\n")
@@ -121,11 +124,10 @@ def report(launches: Iterable[tuple[str, str, Launch]], architectures: list[int]
 # Compile
 
 
-def jobs_of(launches: Iterable[tuple[str, str, Launch]], architectures: list[int]) -> list[Job]:
+def jobs_of(launches: Mapping[int, Iterable[tuple[str, str, Launch]]]) -> list[Job]:
     """The distinct compilations that `launches` need, in order."""
     jobs: dict[tuple[int, str, str], Job] = {}
-    listed = list(launches)
-    for arch in architectures:
+    for arch, listed in launches.items():
         for operation, use, launch in listed:
             job = jobs.setdefault((arch, *specialization(launch, arch)), Job(arch, operation, launch))
             if use not in job.uses:

@@ -6,12 +6,14 @@ program after the other.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "triton", "torch")
@@ -35,8 +37,11 @@ class Launch:
     meta: dict[str, Any]
 
 
+HOPPER = 90
+
 _backend = "auto"
 _recorded: list[Launch] | None = None
+_recorded_arch = HOPPER
 
 
 def use_backend(name: str) -> None:
@@ -83,14 +88,30 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
 
 
 @contextmanager
-def recorded_launches() -> Iterator[list[Launch]]:
-    """Note kernels instead of starting them, so that the code of an operation can run on tensors without memory (device `meta`)."""
-    global _recorded
-    outer, _recorded = _recorded, []
+def recorded_launches(arch: int = HOPPER) -> Iterator[list[Launch]]:
+    """Note kernels instead of starting them, so that the code of an operation can run on tensors without memory (device `meta`).
+
+    `arch` is the compute capability that the launches are to be made for, 90 for 9.0.
+    """
+    global _recorded, _recorded_arch
+    outer, _recorded, _recorded_arch = (_recorded, _recorded_arch), [], arch
     try:
         yield _recorded
     finally:
-        _recorded = outer
+        _recorded, _recorded_arch = outer
+
+
+def arch_of(tensor: Tensor) -> int:
+    """Compute capability of the GPU that `tensor` lies on, 90 for 9.0; where there is none, that which is recorded for."""
+    if not tensor.is_cuda:
+        return _recorded_arch
+    return _capability(tensor.device)
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def cdiv(size: int, block: int) -> int:

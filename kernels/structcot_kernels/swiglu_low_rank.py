@@ -24,7 +24,7 @@ from structcot_kernels._cost import Cost, register_cost, size_bytes
 from structcot_kernels.checks import need_like, need_shape
 from structcot_kernels.jit import swiglu_low_rank as jit
 from structcot_kernels.jit.swiglu_low_rank import MAX_RANK as MAX_RANK
-from structcot_kernels.launch import cdiv, runs_triton
+from structcot_kernels.launch import arch_of, cdiv, runs_triton
 
 
 @torch.library.custom_op("structcot::swiglu_low_rank_forward", mutates_args=())
@@ -120,7 +120,8 @@ def _(gate_TF, up_TF, s_T2R, b_gate_FR, b_up_FR, scale, a_down_RF):
 @register_cost(swiglu_low_rank_backward)
 def _(grad_act_TF, gate_TF, up_TF, s_T2R, b_gate_FR, b_up_FR, scale, ds_down_TR, a_down_RF):
     (num_rows, width), rank = gate_TF.shape, a_down_RF.shape[0]
-    num_chunks, blocks = jit.chunks_of(num_rows, width, rank), cdiv(width, jit.backward_tile(rank)["BLOCK_F"])
+    tile = jit.backward_tile(rank, arch_of(gate_TF))
+    num_chunks, blocks = jit.chunks_of(num_rows, width, tile), cdiv(width, tile["BLOCK_F"])
     factors, low_rank = size_bytes(b_gate_FR, b_up_FR, a_down_RF), size_bytes(s_T2R, ds_down_TR)
     result_bytes = 4 * 3 * width * rank
     moved = 5 * size_bytes(gate_TF) + low_rank + factors + num_chunks * result_bytes

@@ -59,4 +59,4 @@ def launches() -> Iterator[tuple[str, str, Launch]]:
 
 
 if __name__ == "__main__":
-    sys.exit(report(launches(), [90], Path(sys.argv[1])))
+    sys.exit(report({90: launches()}, Path(sys.argv[1])))

@@ -16,6 +16,7 @@ from tests.kernels.parity import DTYPES, FLOORS, assert_as_exact, random
 SHAPES = [(1, 1, 1), (7, 63, 3), (140, 96, 16), (65, 130, 40), (33, 64, MAX_RANK)]
 """T, F, R."""
 SCALE = 1.7
+TILE = jit.backward_tile(16, 90)
 NAMES = ("grad gate", "grad up", "grad B", "grad A")
 
 
@@ -78,11 +79,11 @@ def test_values_and_gradients_are_as_exact_as_pytorch(
 
 def test_two_runs_give_the_same_bits_and_chunks_add_up(device, monkeypatch: pytest.MonkeyPatch) -> None:
     given = tensors((200, 64, 16), torch.bfloat16, device)
-    assert jit.chunks_of(200, 64, 16) == 7
+    assert jit.chunks_of(200, 64, TILE) == 7
     many = ours(given)
     assert all(torch.equal(one, other) for one, other in zip(many, ours(given), strict=True))
     monkeypatch.setattr(jit, "MIN_PROGRAMS", 1)
-    assert jit.chunks_of(200, 64, 16) == 1
+    assert jit.chunks_of(200, 64, TILE) == 1
     for one, other in zip(many, ours(given), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
@@ -90,8 +91,8 @@ def test_two_runs_give_the_same_bits_and_chunks_add_up(device, monkeypatch: pyte
 @pytest.mark.parametrize("num_rows", [0, 1, 32, 33, 1000, 16384])
 @pytest.mark.parametrize("width", [1, 1536, 27648])
 def test_no_chunk_is_empty_and_none_is_missing(num_rows: int, width: int) -> None:
-    block = jit.backward_tile(16)["BLOCK_T"]
-    num_chunks, num_blocks = jit.chunks_of(num_rows, width, 16), max(1, -(-num_rows // block))
+    block = TILE["BLOCK_T"]
+    num_chunks, num_blocks = jit.chunks_of(num_rows, width, TILE), max(1, -(-num_rows // block))
     rows_at_once = -(-num_blocks // num_chunks) * block  # as the kernel does
     assert (num_chunks - 1) * rows_at_once < max(1, num_rows) <= num_chunks * rows_at_once
 

@@ -52,6 +52,12 @@ def tile_of(dtype: torch.dtype, num_rows: int) -> dict[str, int]:
     return {"BLOCK_M": 128, "BLOCK_V": 256, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3}
 
 
+def repair_tile_of(dtype: torch.dtype, num_rows: int) -> dict[str, int]:
+    """The same for a repair, which hardly ever has anything to do: half as wide, so that its longer epilogue does not spill registers."""
+    tile = tile_of(dtype, num_rows)
+    return {**tile, "BLOCK_V": tile["BLOCK_V"] // 2}
+
+
 def exponentials(
     hidden_mD: Tensor, weight_VD: Tensor, labels_m: Tensor, exp_mV: Tensor | None, losses_m: Tensor, scale_m: Tensor | None
 ) -> None:
@@ -65,12 +71,15 @@ def exponentials(
     operands = (hidden_mD, weight_VD, labels_m, target_m)
     exp_stride = 0 if exp_mV is None else exp_mV.stride(0)
     sizes = (num_rows, num_columns, hidden_mD.shape[1], hidden_mD.stride(0), weight_VD.stride(0), exp_stride)
-    grid = (cdiv(num_rows, tile["BLOCK_M"]) * cdiv(num_columns, tile["BLOCK_V"]),)
-    partial_2Nm = target_m.new_empty((2, cdiv(num_columns, tile["BLOCK_V"]), num_rows))
+    row_blocks, num_blocks = cdiv(num_rows, tile["BLOCK_M"]), cdiv(num_columns, tile["BLOCK_V"])
+    partial_2Nm = target_m.new_empty((2, num_blocks, num_rows))
     shift_m = None if exp_mV is None else torch.empty_like(target_m)
-    launch(exp_kernel, grid, *operands, exp_mV, partial_2Nm, *sizes, LOG_BOUND=math.log(bound), HAS_GRAD=exp_mV is not None, **tile)
+    meta = {"LOG_BOUND": math.log(bound), "HAS_GRAD": exp_mV is not None, **tile}
+    launch(exp_kernel, (row_blocks * num_blocks,), *operands, exp_mV, partial_2Nm, *sizes, **meta)
     reduce_rows(partial_2Nm, labels_m, exp_mV, losses_m, scale_m, shift_m, num_columns, bound)
     if exp_mV is not None:
+        tile = repair_tile_of(hidden_mD.dtype, num_rows)
+        grid = (row_blocks * cdiv(num_columns, tile["BLOCK_V"]),)
         launch(repair_kernel, grid, *operands, shift_m, exp_mV, *sizes, BOUND=bound, **tile)
 
 
@@ -289,16 +298,15 @@ def repair_kernel(
     rows = row_block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column_block.to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
     shift = tl.load(shift_ptr + rows, mask=rows < num_rows, other=0.0)
-    if tl.max(shift, axis=0) <= 0.0:
-        return
-    d = relative_logits(
-        hidden_ptr, weight_ptr, target_ptr, rows, columns, num_rows, num_columns, inner, hidden_stride, weight_stride, BLOCK_D
-    )
-    labels = tl.load(labels_ptr + rows, mask=rows < num_rows, other=-1)
-    is_label = columns.to(tl.int32)[None, :] == labels.to(tl.int32)[:, None]
-    out = tl.exp(d - shift[:, None]) - tl.where(is_label, BOUND, 0.0)
-    exp_ptrs = exp_ptr + rows[:, None] * exp_stride + columns[None, :]
-    tl.store(exp_ptrs, out.to(exp_ptr.dtype.element_ty), mask=(shift > 0.0)[:, None] & (columns < num_columns)[None, :])
+    if tl.max(shift, axis=0) > 0.0:
+        d = relative_logits(
+            hidden_ptr, weight_ptr, target_ptr, rows, columns, num_rows, num_columns, inner, hidden_stride, weight_stride, BLOCK_D
+        )
+        labels = tl.load(labels_ptr + rows, mask=rows < num_rows, other=-1)
+        is_label = columns.to(tl.int32)[None, :] == labels.to(tl.int32)[:, None]
+        out = tl.exp(d - shift[:, None]) - tl.where(is_label, BOUND, 0.0)
+        exp_ptrs = exp_ptr + rows[:, None] * exp_stride + columns[None, :]
+        tl.store(exp_ptrs, out.to(exp_ptr.dtype.element_ty), mask=(shift > 0.0)[:, None] & (columns < num_columns)[None, :])
 
 
 @triton.jit

@@ -119,12 +119,12 @@ def down_tile(rank: int) -> dict[str, int]:
 
 def up_tile(rank: int) -> dict[str, int]:
     """Blocks of the kernel that goes back from S."""
-    return {"BLOCK_T": 128, "BLOCK_N": 128, "BLOCK_R": rank_block(rank, 64), "num_warps": 8, "num_stages": 2}
+    return {"BLOCK_T": 64, "BLOCK_N": 128, "BLOCK_R": rank_block(rank, 64), "num_warps": 4, "num_stages": 1}
 
 
 def grad_tile(rank: int) -> dict[str, int]:
     """Blocks of the kernel that makes the gradients of A and B."""
-    return {"BLOCK_T": 64, "BLOCK_N": 128, "BLOCK_R": rank_block(rank, 128), "num_warps": 8, "num_stages": 3}
+    return {"BLOCK_T": 64, "BLOCK_N": 128, "BLOCK_R": rank_block(rank, 128), "num_warps": 8, "num_stages": 4}
 
 
 def chunks_of(num_rows: int, num_columns: int, rank: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from structcot_kernels.launch import cdiv, launch, power_of_2
+from structcot_kernels.launch import HOPPER, arch_of, cdiv, launch, power_of_2
 
 MAX_RANK = 64
 """The largest rank whose factors' gradients fit into registers beside the rest: at 128 the compiler spills, whatever the tile."""
@@ -55,7 +55,8 @@ def backward(
     """Gradients of gate and up, of both Bs (2, F, R), and of A of down (R, F)."""
     (num_rows, width), rank = gate_TF.shape, a_down_RF.shape[0]
     grad_gate_TF, grad_up_TF = (gate_TF.new_empty(gate_TF.shape) for _ in range(2))
-    num_chunks, tile = chunks_of(num_rows, width, rank), backward_tile(rank)
+    tile = backward_tile(rank, arch_of(gate_TF))
+    num_chunks = chunks_of(num_rows, width, tile)
     grad_b_P2FR = gate_TF.new_empty((num_chunks, 2, width, rank), dtype=torch.float32)
     grad_a_PRF = gate_TF.new_empty((num_chunks, rank, width), dtype=torch.float32)
     launch(
@@ -85,17 +86,17 @@ def backward(
 
 def forward_tile(rank: int) -> dict[str, int]:
     """Rows of a program, columns that it takes at a time."""
-    return {"BLOCK_T": 128, "BLOCK_F": 64, "BLOCK_R": max(16, power_of_2(rank)), "num_warps": 8, "num_stages": 2}
+    return {"BLOCK_T": 128, "BLOCK_F": 32, "BLOCK_R": max(16, power_of_2(rank)), "num_warps": 8, "num_stages": 2}
 
 
-def backward_tile(rank: int) -> dict[str, int]:
-    """Columns of a program, rows that it takes at a time."""
-    return {"BLOCK_T": 32, "BLOCK_F": 64, "BLOCK_R": max(16, power_of_2(rank)), "num_warps": 4, "num_stages": 2}
+def backward_tile(rank: int, arch: int) -> dict[str, int]:
+    """Columns of a program, rows that it takes at a time: fewer before Hopper, whose products read shared memory."""
+    rows = {"BLOCK_T": 32, "num_stages": 2} if arch >= HOPPER else {"BLOCK_T": 16, "num_stages": 1}
+    return {**rows, "BLOCK_F": 64, "BLOCK_R": max(16, power_of_2(rank)), "num_warps": 4}
 
 
-def chunks_of(num_rows: int, width: int, rank: int) -> int:
+def chunks_of(num_rows: int, width: int, tile: dict[str, int]) -> int:
     """Chunks of rows: enough programs to fill a GPU, no chunk without rows, one at least."""
-    tile = backward_tile(rank)
     num_blocks = max(1, cdiv(num_rows, tile["BLOCK_T"]))
     wanted = min(num_blocks, cdiv(MIN_PROGRAMS, max(1, cdiv(width, tile["BLOCK_F"]))))
     return cdiv(num_blocks, cdiv(num_blocks, wanted))
@@ -167,10 +168,7 @@ def backward_kernel(
     BLOCK_F: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """One program for BLOCK_F columns of a chunk of rows.
-
-    Tiles stand with F down and T across: so what the first products make goes into the second ones from the registers where it lies.
-    """
+    """One program for BLOCK_F columns of a chunk of rows; tiles stand with F down, so that products feed products from registers."""
     columns = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)[:, None]
     chunk = tl.program_id(1).to(tl.int64)
     rows_at_once = tl.cdiv(tl.cdiv(num_rows, BLOCK_T), tl.num_programs(1)) * BLOCK_T
@@ -198,8 +196,7 @@ def backward_kernel(
         grad_act += tl.dot(a_down, tl.trans(ds_down), input_precision="ieee")
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
-        act = (silu * up).to(a_down.dtype)
-        grad_a = tl.dot(act, ds_down, grad_a, input_precision="ieee")
+        grad_a = tl.dot((silu * up).to(a_down.dtype), ds_down, grad_a, input_precision="ieee")
         grad_up = (grad_act * silu).to(a_down.dtype)
         tl.store(grad_up_ptr + offsets, grad_up, mask=inside)
         grad_b_up = tl.dot(grad_up, s_up, grad_b_up, input_precision="ieee")
