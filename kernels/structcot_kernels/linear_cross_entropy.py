@@ -23,7 +23,7 @@ from torch import Tensor
 from structcot_kernels._cost import Cost, matmul_cost, register_cost, size_bytes
 from structcot_kernels.checks import need_like, need_rows, need_shape
 from structcot_kernels.jit import linear_cross_entropy as jit
-from structcot_kernels.launch import cdiv, runs_triton
+from structcot_kernels.launch import arch_of, cdiv, runs_triton
 
 CHUNK_BYTES = 1_250_000_000
 """Exponentials that the kernels hold at a time: 4,096 rows of 152,064 in bf16. Each chunk reads the weight again, so fewer are better."""
@@ -245,7 +245,7 @@ def _(hidden_MD, weight_VD, labels_M, need_hidden, need_weight):
         costs.append(Cost(0.0, 4 * weight_VD.numel()))
     for start in range(0, num_rows, chunk):
         rows = min(chunk, num_rows - start)
-        costs += chunk_costs(rows, num_columns, inner, hidden_MD.dtype, need_hidden or need_weight)
+        costs += chunk_costs(hidden_MD[start : start + rows], num_columns, need_hidden or need_weight)
         if need_hidden:
             costs.append(matmul_cost(rows, inner, num_columns, width))
         if need_weight:
@@ -254,10 +254,12 @@ def _(hidden_MD, weight_VD, labels_M, need_hidden, need_weight):
     return costs
 
 
-def chunk_costs(rows: int, num_columns: int, inner: int, dtype: torch.dtype, need_grad: bool) -> list[Cost]:
+def chunk_costs(hidden_mD: Tensor, num_columns: int, need_grad: bool) -> list[Cost]:
     """Label's logit, exponentials, rows, repair. The weight comes through memory once for each group of row blocks, hidden once."""
-    tile, width = jit.tile_of(dtype, rows), dtype.itemsize
+    (rows, inner), width = hidden_mD.shape, hidden_mD.element_size()
+    tile = jit.tile_of(hidden_mD.dtype, rows, arch_of(hidden_mD))
     row_blocks, column_blocks = cdiv(rows, tile["BLOCK_M"]), cdiv(num_columns, tile["BLOCK_V"])
+    repair_blocks = cdiv(num_columns, jit.repair_tile(tile)["BLOCK_V"])
     groups = cdiv(row_blocks, jit.GROUP.value)
     read_by_rows, weight, partials = rows * (inner * width + 12), num_columns * inner * width, 8 * rows * column_blocks
     stored = partials + (rows * num_columns * width if need_grad else 0)
@@ -266,7 +268,7 @@ def chunk_costs(rows: int, num_columns: int, inner: int, dtype: torch.dtype, nee
         Cost(2.0 * rows * inner, rows * (2 * inner * width + 12)),
         Cost(2.0 * rows * num_columns * inner + 4.0 * rows * num_columns, read_by_rows + groups * weight + stored, cached),
         Cost(3.0 * rows * column_blocks, partials + rows * (20 + width if need_grad else 4)),
-        *([Cost(0.0, 4 * rows, 4 * rows * (column_blocks - 1))] if need_grad else []),
+        *([Cost(0.0, 4 * rows, 4 * rows * (repair_blocks - 1))] if need_grad else []),
     ]
 
 

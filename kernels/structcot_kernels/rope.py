@@ -64,18 +64,14 @@ def need_operands(heads_THd: Tensor, positions_T: Tensor, cos_Pd: Tensor, sin_Pd
 
 
 def torch_forward(heads_THd: Tensor, positions_T: Tensor, cos_Pd: Tensor, sin_Pd: Tensor, inverse: bool) -> Tensor:
-    """In PyTorch: fp32 angles, each half written once."""
-    half = heads_THd.shape[2] // 2
-    outside_T11 = ((positions_T < 0) | (positions_T >= cos_Pd.shape[0]))[:, None, None]
+    """In PyTorch: angles rounded to the heads' dtype, so that no head is widened; three passes over the heads."""
+    half, dtype = heads_THd.shape[2] // 2, heads_THd.dtype
     rows_T = positions_T.clamp(0, max(0, cos_Pd.shape[0] - 1))
-    cos_T1h = cos_Pd[rows_T, None, :half].masked_fill_(outside_T11, float("nan"))
-    sin_T1h = sin_Pd[rows_T, None, :half]
-    first, second = heads_THd.split(half, dim=2)
-    sign = -1.0 if inverse else 1.0
-    out_THd = torch.empty_like(heads_THd, memory_format=torch.contiguous_format)
-    out_THd[..., :half] = (first * cos_T1h).addcmul_(second.float(), sin_T1h, value=-sign)
-    out_THd[..., half:] = (second * cos_T1h).addcmul_(first.float(), sin_T1h, value=sign)
-    return out_THd
+    cos_T1d, sin_T1d = cos_Pd[rows_T].to(dtype).unsqueeze(1), sin_Pd[rows_T].to(dtype).unsqueeze(1)
+    cos_T1d[(positions_T < 0) | (positions_T >= cos_Pd.shape[0])] = float("nan")
+    sin_T1d[..., half:] *= -1 if inverse else 1
+    sin_T1d[..., :half] *= 1 if inverse else -1
+    return (heads_THd * cos_T1d).addcmul_(heads_THd.roll(half, 2), sin_T1d)
 
 
 @rope_forward.register_fake

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from structcot_kernels.launch import cdiv, launch, power_of_2
+from structcot_kernels.launch import HOPPER, arch_of, cdiv, launch, power_of_2
 
 GROUP = tl.constexpr(16)
 """Row blocks that share a block of the weight while it lies in the cache: 2,048 rows, 21 MB at D = 5120 in bf16."""
@@ -43,18 +43,17 @@ def largest_sum(dtype: torch.dtype) -> float:
     return 2.0**10 if dtype == torch.float16 else 2.0**80
 
 
-def tile_of(dtype: torch.dtype, num_rows: int) -> dict[str, int]:
-    """Block sizes, warps and stages of the product; a thread adds up 128 numbers with tensor cores, 32 without them."""
+def tile_of(dtype: torch.dtype, num_rows: int, arch: int) -> dict[str, int]:
+    """Block sizes, warps and stages of the product; wider blocks would spill registers before Hopper, or where no tensor core helps."""
     if dtype == torch.float32:
         return {"BLOCK_M": 64, "BLOCK_V": 128, "BLOCK_D": 32, "num_warps": 8, "num_stages": 3}
-    if num_rows <= 64:
-        return {"BLOCK_M": 64, "BLOCK_V": 256, "BLOCK_D": 64, "num_warps": 4, "num_stages": 3}
-    return {"BLOCK_M": 128, "BLOCK_V": 256, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3}
+    few = num_rows <= 64
+    wide = 256 if arch >= HOPPER else 128
+    return {"BLOCK_M": 64 if few else 128, "BLOCK_V": wide, "BLOCK_D": 64, "num_warps": 4 if few else 8, "num_stages": 3}
 
 
-def repair_tile_of(dtype: torch.dtype, num_rows: int) -> dict[str, int]:
-    """The same for a repair, which hardly ever has anything to do: half as wide, so that its longer epilogue does not spill registers."""
-    tile = tile_of(dtype, num_rows)
+def repair_tile(tile: dict[str, int]) -> dict[str, int]:
+    """Half as wide, for the registers of a longer epilogue; a repair hardly ever has anything to do."""
     return {**tile, "BLOCK_V": tile["BLOCK_V"] // 2}
 
 
@@ -66,7 +65,7 @@ def exponentials(
     A label outside [0, V) reads nothing; its row becomes nan.
     """
     num_rows, num_columns = hidden_mD.shape[0], weight_VD.shape[0]
-    tile, bound = tile_of(hidden_mD.dtype, num_rows), largest_sum(hidden_mD.dtype)
+    tile, bound = tile_of(hidden_mD.dtype, num_rows, arch_of(hidden_mD)), largest_sum(hidden_mD.dtype)
     target_m = target_logits(hidden_mD, weight_VD, labels_m)
     operands = (hidden_mD, weight_VD, labels_m, target_m)
     exp_stride = 0 if exp_mV is None else exp_mV.stride(0)
@@ -78,7 +77,7 @@ def exponentials(
     launch(exp_kernel, (row_blocks * num_blocks,), *operands, exp_mV, partial_2Nm, *sizes, **meta)
     reduce_rows(partial_2Nm, labels_m, exp_mV, losses_m, scale_m, shift_m, num_columns, bound)
     if exp_mV is not None:
-        tile = repair_tile_of(hidden_mD.dtype, num_rows)
+        tile = repair_tile(tile)
         grid = (row_blocks * cdiv(num_columns, tile["BLOCK_V"]),)
         launch(repair_kernel, grid, *operands, shift_m, exp_mV, *sizes, BOUND=bound, **tile)
 
@@ -108,15 +107,8 @@ def reduce_rows(
     block_M = max(1, MAX_PARTIALS // block_N)
     tensors = (partial_2Nm, labels_m, exp_mV, losses_m, scale_m, shift_m)
     sizes = (num_rows, num_columns, num_blocks, 0 if exp_mV is None else exp_mV.stride(0))
-    meta = {
-        "BOUND": bound,
-        "LOG_BOUND": math.log(bound),
-        "HAS_GRAD": exp_mV is not None,
-        "BLOCK_M": block_M,
-        "BLOCK_N": block_N,
-        "num_warps": 8,
-    }
-    launch(row_kernel, (cdiv(num_rows, block_M),), *tensors, *sizes, **meta)
+    meta = {"BOUND": bound, "LOG_BOUND": math.log(bound), "HAS_GRAD": exp_mV is not None, "BLOCK_M": block_M, "BLOCK_N": block_N}
+    launch(row_kernel, (cdiv(num_rows, block_M),), *tensors, *sizes, **meta, num_warps=8)
 
 
 def scale_rows(rows_MD: Tensor, scale_M: Tensor | None, factor: Tensor | None, dtype: torch.dtype) -> Tensor:
