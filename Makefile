@@ -21,7 +21,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not gpu"
+	$(BIN)/python -m pytest -q -m ""
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from structcot_kernels import linear_cross_entropy, reference
+from structcot_kernels import linear_cross_entropy
+from structcot_kernels.linear_cross_entropy import Made, forward_in_chunks, scale_rows
 from tests.one_step import REORDERED, ROUNDED, relative_error
 
+HEAD = importlib.import_module("structcot_kernels.linear_cross_entropy")  # the package's attribute of that name is the function
 SIZES = {"rows": 53, "hidden": 24, "vocabulary": 301}
 
 
@@ -19,7 +23,8 @@ SIZES = {"rows": 53, "hidden": 24, "vocabulary": 301}
 def test_sum_rows_and_gradients_are_those_of_cross_entropy_in_fp64(
     spread: float, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", rows_at_once * SIZES["vocabulary"])
+    monkeypatch.setattr(HEAD, "TORCH_CHUNK_ELEMENTS", rows_at_once * SIZES["vocabulary"])
+    monkeypatch.setattr(HEAD, "CACHED_ELEMENTS", 7 * SIZES["vocabulary"])
     hidden_MD, weight_VD, labels_M = inputs(spread)
     loss_sum, losses_M = linear_cross_entropy(hidden_MD, weight_VD, labels_M)
     loss_sum.backward()
@@ -56,14 +61,17 @@ def test_no_row_gives_exactly_zero_with_a_graph_and_zero_gradients() -> None:
 
 
 @pytest.mark.parametrize(("hidden_trained", "weight_trained"), [(True, False), (False, True), (False, False)])
-def test_what_is_frozen_gets_no_gradient_and_no_memory_for_one(hidden_trained: bool, weight_trained: bool) -> None:
+def test_what_is_frozen_gets_no_gradient_and_no_memory_for_one(
+    hidden_trained: bool, weight_trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HEAD, "TORCH_CHUNK_ELEMENTS", 8 * SIZES["vocabulary"])
     hidden_MD, weight_VD, labels_M = inputs()
     wanted = linear_cross_entropy(hidden_MD, weight_VD, labels_M)[0]
     whole = torch.autograd.grad(wanted, (hidden_MD, weight_VD))
     hidden_MD.requires_grad_(hidden_trained)
     weight_VD.requires_grad_(weight_trained)
-    with BiggestTensor() as biggest:
-        loss_sum, _ = linear_cross_entropy(hidden_MD, weight_VD, labels_M)
+    loss_sum, _ = linear_cross_entropy(hidden_MD, weight_VD, labels_M)
+    _, biggest = watched(hidden_MD, weight_VD, labels_M)
     assert loss_sum.item() == wanted.item()
     assert loss_sum.requires_grad == (hidden_trained or weight_trained)
     assert (tuple(weight_VD.shape) in biggest.shapes) == weight_trained
@@ -76,11 +84,12 @@ def test_what_is_frozen_gets_no_gradient_and_no_memory_for_one(hidden_trained: b
 
 def test_no_tensor_is_larger_than_a_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     chunk = 8 * SIZES["vocabulary"]
-    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(HEAD, "TORCH_CHUNK_ELEMENTS", chunk)
     hidden_MD, weight_VD, labels_M = inputs(rows=400)
     weight_VD.requires_grad_(False)
-    with BiggestTensor() as biggest:
-        linear_cross_entropy(hidden_MD, weight_VD, labels_M)[0].backward()
+    made, biggest = watched(hidden_MD, weight_VD, labels_M)
+    with biggest:
+        scale_rows(made.grad_hidden_MD, made.scale_M, torch.ones(()), torch.float32)
     assert biggest.elements == max(chunk, hidden_MD.numel())
     assert biggest.elements < 400 * SIZES["vocabulary"] / 10
 
@@ -89,8 +98,8 @@ def test_nothing_of_the_logits_is_kept_for_the_backward() -> None:
     hidden_MD, weight_VD, labels_M = inputs()
     weight_VD.requires_grad_(False)
     loss_sum, losses_M = linear_cross_entropy(hidden_MD, weight_VD, labels_M)
-    kept = [tensor for tensor in loss_sum.grad_fn.saved_tensors if tensor is not None]  # type: ignore[union-attr]
-    assert [tuple(tensor.shape) for tensor in kept] == [tuple(hidden_MD.shape)]
+    kept = [tensor for tensor in loss_sum.grad_fn.saved_tensors if tensor.numel()]  # type: ignore[union-attr]
+    assert [tuple(tensor.shape) for tensor in kept] == [tuple(hidden_MD.shape), tuple(losses_M.shape)]
     assert not losses_M.requires_grad
 
 
@@ -129,6 +138,14 @@ class BiggestTensor(TorchDispatchMode):
                 self.elements = max(self.elements, tensor.numel())
                 self.shapes.add(tuple(tensor.shape))
         return result
+
+
+def watched(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> tuple[Made, BiggestTensor]:
+    """The forward, run inside the operator's one node, where a mode sees each tensor."""
+    needs = (hidden_MD.requires_grad, weight_VD.requires_grad)
+    with BiggestTensor() as biggest:
+        made = forward_in_chunks(hidden_MD.detach(), weight_VD.detach(), labels_M, *needs)
+    return made, biggest
 
 
 def inputs(spread: float = 1.0, rows: int = SIZES["rows"]) -> tuple[Tensor, Tensor, Tensor]:

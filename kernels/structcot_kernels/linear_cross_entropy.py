@@ -60,10 +60,9 @@ def linear_cross_entropy(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor)
 def linear_cross_entropy_forward(
     hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, need_hidden: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss sum, and the `Made` of all chunks."""
+    """What `Made` holds."""
     need_operands(hidden_MD, weight_VD, labels_M)
-    made = forward_in_chunks(hidden_MD, weight_VD, labels_M, need_hidden, need_weight)
-    return made.losses_M.sum(), *made
+    return forward_in_chunks(hidden_MD, weight_VD, labels_M, need_hidden, need_weight)
 
 
 @torch.library.custom_op("structcot::linear_cross_entropy_backward", mutates_args=())
@@ -104,11 +103,12 @@ def need_operands(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> Non
 
 
 class Made(NamedTuple):
-    """What a forward leaves: losses, hidden's gradient without the rows' factors, these factors, and the weight's gradient in fp32.
+    """What a forward leaves: the losses and their sum, hidden's gradient without the rows' factors, these, the weight's gradient in fp32.
 
     What is not needed has no rows.
     """
 
+    loss_sum: Tensor
     losses_M: Tensor
     grad_hidden_MD: Tensor
     scale_M: Tensor
@@ -119,6 +119,7 @@ def made_of(hidden_MD: Tensor, weight_VD: Tensor, need_hidden: bool, need_weight
     """Room for it."""
     num_rows, inner = hidden_MD.shape
     return Made(
+        loss_sum=hidden_MD.new_empty((), dtype=torch.float32),
         losses_M=hidden_MD.new_empty(num_rows, dtype=torch.float32),
         grad_hidden_MD=hidden_MD.new_empty((num_rows if need_hidden else 0, inner)),
         scale_M=hidden_MD.new_empty(num_rows if need_hidden or need_weight else 0, dtype=torch.float32),
@@ -146,6 +147,7 @@ def forward_in_chunks(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, ne
             torch.mm(exp_mV, weight_VD, out=made.grad_hidden_MD[part])
         if need_weight:
             add_weight_grad(made.grad_weight_VD, exp_mV, scale_rows(hidden_mD, scale_m, None, hidden_mD.dtype))
+    torch.sum(made.losses_M, 0, out=made.loss_sum)
     return made
 
 
@@ -169,7 +171,7 @@ def scale_rows(rows_MD: Tensor, scale_M: Tensor | None, factor: Tensor | None, d
     if runs_triton(rows_MD):
         return jit.scale_rows(rows_MD, scale_M, factor, dtype)
     if scale_M is None:
-        return (rows_MD * factor).to(dtype)
+        return (rows_MD * factor).to(dtype)  # type: ignore[operator]
     scale_M1 = (scale_M if factor is None else scale_M * factor).unsqueeze(1)
     return (rows_MD * scale_M1).to(dtype)
 
@@ -190,11 +192,11 @@ def torch_exponentials(
         top_m = wide_mV.amax(1).clamp_(min=torch.finfo(torch.float32).min)
         total_m = wide_mV.sub_(top_m.unsqueeze(1)).exp_().sum(1)
         top_m -= target_m[part]
-        others_m = top_m + total_m.log()
-        losses_m[part] = F.softplus(others_m)
+        losses_m[part] = F.softplus(top_m + total_m.log())
         if scale_m is not None:
-            wide_mV *= (top_m - losses_m[part]).exp_().unsqueeze(1)
-            wide_mV.scatter_(1, label_m1, -(others_m - losses_m[part]).exp_().unsqueeze(1))
+            share_m = (total_m + top_m.neg().exp()).reciprocal()  # of the exponential of `top`, whatever the label's is
+            wide_mV *= share_m.unsqueeze(1)
+            wide_mV.scatter_(1, label_m1, -(total_m * share_m).unsqueeze(1))
             if wide_mV.dtype != exp_mV.dtype:
                 exp_mV[part] = wide_mV
 
@@ -204,8 +206,7 @@ def torch_exponentials(
 
 @linear_cross_entropy_forward.register_fake
 def _(hidden_MD, weight_VD, labels_M, need_hidden, need_weight):
-    made = made_of(hidden_MD, weight_VD, need_hidden, need_weight)
-    return made.losses_M.new_empty(()), *made
+    return made_of(hidden_MD, weight_VD, need_hidden, need_weight)
 
 
 @linear_cross_entropy_backward.register_fake
@@ -250,7 +251,7 @@ def _(hidden_MD, weight_VD, labels_M, need_hidden, need_weight):
             costs.append(matmul_cost(rows, inner, num_columns, width))
         if need_weight:
             sums = Cost(2.0 * rows * num_columns * inner, width * rows * (num_columns + inner) + 8 * weight_VD.numel())
-            costs += [scale_cost(rows, inner, 2 * width, True, False), sums]
+            costs += [scale_cost((rows, inner), 2 * width, has_scale=True, has_factor=False), sums]
     return costs
 
 
@@ -261,25 +262,27 @@ def chunk_costs(hidden_mD: Tensor, num_columns: int, need_grad: bool) -> list[Co
     row_blocks, column_blocks = cdiv(rows, tile["BLOCK_M"]), cdiv(num_columns, tile["BLOCK_V"])
     repair_blocks = cdiv(num_columns, jit.repair_tile(tile)["BLOCK_V"])
     groups = cdiv(row_blocks, jit.GROUP.value)
-    read_by_rows, weight, partials = rows * (inner * width + 12), num_columns * inner * width, 8 * rows * column_blocks
+    read_by_rows, weight = rows * (inner * width + (12 if need_grad else 8)), num_columns * inner * width
+    partials = 8 * rows * column_blocks
     stored = partials + (rows * num_columns * width if need_grad else 0)
     cached = (column_blocks - 1) * read_by_rows + (row_blocks - groups) * weight
     return [
         Cost(2.0 * rows * inner, rows * (2 * inner * width + 12)),
         Cost(2.0 * rows * num_columns * inner + 4.0 * rows * num_columns, read_by_rows + groups * weight + stored, cached),
-        Cost(3.0 * rows * column_blocks, partials + rows * (20 + width if need_grad else 4)),
+        Cost(3.0 * rows * column_blocks, partials + rows * (28 + width if need_grad else 8)),
         *([Cost(0.0, 4 * rows, 4 * rows * (repair_blocks - 1))] if need_grad else []),
     ]
 
 
 @register_cost(linear_cross_entropy_backward)
 def _(grad_sum, grad_hidden_MD, scale_M, grad_weight_VD, weight_dtype):
-    hidden = scale_cost(*grad_hidden_MD.shape, 2 * grad_hidden_MD.element_size(), True, True)
-    return [hidden, scale_cost(*grad_weight_VD.shape, 4 + weight_dtype.itemsize, False, True)]
+    hidden = scale_cost(grad_hidden_MD.shape, 2 * grad_hidden_MD.element_size(), has_scale=True, has_factor=True)
+    return [hidden, scale_cost(grad_weight_VD.shape, 4 + weight_dtype.itemsize, has_scale=False, has_factor=True)]
 
 
-def scale_cost(rows: int, columns: int, width: int, has_scale: bool, has_factor: bool) -> Cost:
+def scale_cost(shape: tuple[int, ...], width: int, *, has_scale: bool, has_factor: bool) -> Cost:
     """`scale_rows`, with `width` bytes of an element read and written."""
+    rows, columns = shape
     column_blocks = cdiv(columns, jit.COLUMNS.value)
     programs = cdiv(rows, jit.ROWS.value) * column_blocks
     scale, factor = 4 * rows * has_scale, 4 * has_factor * min(1, programs)

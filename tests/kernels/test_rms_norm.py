@@ -42,6 +42,20 @@ def test_rows_do_not_see_one_another_and_strides_do_not_matter(device) -> None:
     assert torch.equal(rms_norm(part_TD, weight_D, EPS)[3:4], rms_norm(part_TD[3:4], weight_D, EPS))
 
 
+def test_strided_operands_are_read_where_they_lie(device) -> None:
+    wide = [random(300, 200, dtype=torch.float32, seed=seed, trained=False, device=device) for seed in range(3)]
+    hidden_TD, other_TD, grad_TD = strided = [rows_TD[:, 20 * index : 20 * index + 100] for index, rows_TD in enumerate(wide)]
+    weight_D, rstd_T = wide[0][0, :100].contiguous(), torch.rand(300, device=device)
+    for operator, arguments in (
+        (add_rms_norm_forward, (hidden_TD, other_TD, weight_D, EPS)),
+        (rms_norm_backward, (grad_TD, hidden_TD, weight_D, rstd_T, other_TD)),
+        (rms_norm_weight_grad, (grad_TD, hidden_TD, rstd_T)),
+    ):
+        dense = [argument.contiguous() if any(argument is rows_TD for rows_TD in strided) else argument for argument in arguments]
+        results, wanted = operator(*arguments), operator(*dense)
+        assert all(torch.equal(one, other) for one, other in zip(results, wanted, strict=True))
+
+
 def test_frozen_weight_costs_no_gradient(device) -> None:
     hidden_TD = random(5, 64, dtype=torch.float32, device=device)
     weight_D = random(64, dtype=torch.float32, trained=False, device=device)

@@ -5,15 +5,13 @@ For one row with logits z and label y, everything is taken relative to the label
     others = sum over j != y of exp(d_j),   loss = log(1 + others),   gradient of z_j = exp(d_j) / (1 + others), of z_y = the rest negated
 
 The product's epilogue writes exp(d) where the logits would go, which leaves a library product to be done and a factor 1 / (1 + others) for
-each row. A row whose `others` passes a bound would leave the range of its dtype: it is written again with every exponent lowered by one
-shift, so that the row's total is the bound. Which rows those are is known on the device alone; nobody waits for it.
+each row. A row whose `others` passes a bound would leave the range of its dtype: it is written again, relative to its largest logit and
+scaled to a fixed total. Which rows those are is known on the device alone; nobody waits for it.
 
 Legend: M rows of a call, m rows of a chunk, V vocabulary, D hidden, N blocks of the vocabulary.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import triton
@@ -28,19 +26,17 @@ GROUP = tl.constexpr(16)
 LOWEST = tl.constexpr(-1e30)
 """What stands for the largest of no logits: finite, so that exp(-inf - LOWEST) is 0."""
 
-MAX_EXPONENT = tl.constexpr(80.0)
-"""exp of more, times the size of a vocabulary, could leave fp32."""
-
 ROWS, COLUMNS = tl.constexpr(4), tl.constexpr(1024)
 """Tile of a program where no matrices are multiplied."""
 
+REPAIRED_TOTAL = tl.constexpr(1024.0)
+"""What the exponentials of a repaired row add up to: far from overflow in fp16, and a share of 1 / V keeps its digits."""
+
+BOUNDS = {torch.float32: 2.0**16, torch.bfloat16: 2.0**80, torch.float16: 2.0**10}
+"""`others` beyond which a row is repaired: the range of the dtype, and in fp32 the digits of an exponential of a rounded difference."""
+
 MAX_PARTIALS = 8192
 """Partial sums that a program holds at a time: 8 rows of the 594 blocks of 152,064 columns."""
-
-
-def largest_sum(dtype: torch.dtype) -> float:
-    """Bound of a row's total: far from overflow in `dtype` even when weights multiply it, far from losing a share of 1 / V below."""
-    return 2.0**10 if dtype == torch.float16 else 2.0**80
 
 
 def tile_of(dtype: torch.dtype, num_rows: int, arch: int) -> dict[str, int]:
@@ -65,21 +61,20 @@ def exponentials(
     A label outside [0, V) reads nothing; its row becomes nan.
     """
     num_rows, num_columns = hidden_mD.shape[0], weight_VD.shape[0]
-    tile, bound = tile_of(hidden_mD.dtype, num_rows, arch_of(hidden_mD)), largest_sum(hidden_mD.dtype)
+    tile = tile_of(hidden_mD.dtype, num_rows, arch_of(hidden_mD))
     target_m = target_logits(hidden_mD, weight_VD, labels_m)
     operands = (hidden_mD, weight_VD, labels_m, target_m)
     exp_stride = 0 if exp_mV is None else exp_mV.stride(0)
     sizes = (num_rows, num_columns, hidden_mD.shape[1], hidden_mD.stride(0), weight_VD.stride(0), exp_stride)
     row_blocks, num_blocks = cdiv(num_rows, tile["BLOCK_M"]), cdiv(num_columns, tile["BLOCK_V"])
     partial_2Nm = target_m.new_empty((2, num_blocks, num_rows))
-    shift_m = None if exp_mV is None else torch.empty_like(target_m)
-    meta = {"LOG_BOUND": math.log(bound), "HAS_GRAD": exp_mV is not None, **tile}
-    launch(exp_kernel, (row_blocks * num_blocks,), *operands, exp_mV, partial_2Nm, *sizes, **meta)
-    reduce_rows(partial_2Nm, labels_m, exp_mV, losses_m, scale_m, shift_m, num_columns, bound)
+    repair_2m = None if exp_mV is None else target_m.new_empty((2, num_rows))
+    launch(exp_kernel, (row_blocks * num_blocks,), *operands, exp_mV, partial_2Nm, *sizes, HAS_GRAD=exp_mV is not None, **tile)
+    reduce_rows(partial_2Nm, labels_m, target_m, exp_mV, losses_m, scale_m, repair_2m, num_columns)
     if exp_mV is not None:
         tile = repair_tile(tile)
         grid = (row_blocks * cdiv(num_columns, tile["BLOCK_V"]),)
-        launch(repair_kernel, grid, *operands, shift_m, exp_mV, *sizes, BOUND=bound, **tile)
+        launch(repair_kernel, grid, hidden_mD, weight_VD, labels_m, repair_2m, exp_mV, *sizes, **tile)
 
 
 def target_logits(hidden_mD: Tensor, weight_VD: Tensor, labels_m: Tensor) -> Tensor:
@@ -94,21 +89,21 @@ def target_logits(hidden_mD: Tensor, weight_VD: Tensor, labels_m: Tensor) -> Ten
 def reduce_rows(
     partial_2Nm: Tensor,
     labels_m: Tensor,
+    target_m: Tensor,
     exp_mV: Tensor | None,
     losses_m: Tensor,
     scale_m: Tensor | None,
-    shift_m: Tensor | None,
+    repair_2m: Tensor | None,
     num_columns: int,
-    bound: float,
 ) -> None:
     """Add up the blocks of every row, and write what follows from the sum."""
     _, num_blocks, num_rows = partial_2Nm.shape
     block_N = power_of_2(num_blocks)
     block_M = max(1, MAX_PARTIALS // block_N)
-    tensors = (partial_2Nm, labels_m, exp_mV, losses_m, scale_m, shift_m)
-    sizes = (num_rows, num_columns, num_blocks, 0 if exp_mV is None else exp_mV.stride(0))
-    meta = {"BOUND": bound, "LOG_BOUND": math.log(bound), "HAS_GRAD": exp_mV is not None, "BLOCK_M": block_M, "BLOCK_N": block_N}
-    launch(row_kernel, (cdiv(num_rows, block_M),), *tensors, *sizes, **meta, num_warps=8)
+    tensors = (partial_2Nm, labels_m, target_m, exp_mV, losses_m, scale_m, repair_2m)
+    exp_stride, bound = (0, 0.0) if exp_mV is None else (exp_mV.stride(0), BOUNDS[exp_mV.dtype])
+    meta = {"BOUND": bound, "HAS_GRAD": exp_mV is not None, "BLOCK_M": block_M, "BLOCK_N": block_N, "num_warps": 16}
+    launch(row_kernel, (cdiv(num_rows, block_M),), *tensors, num_rows, num_columns, num_blocks, exp_stride, **meta)
 
 
 def scale_rows(rows_MD: Tensor, scale_M: Tensor | None, factor: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -150,10 +145,8 @@ def block_of_program(num_rows, num_columns, BLOCK_M: tl.constexpr, BLOCK_V: tl.c
 
 
 @triton.jit
-def relative_logits(
-    hidden_ptr, weight_ptr, target_ptr, rows, columns, num_rows, num_columns, inner, hidden_stride, weight_stride, BLOCK_D: tl.constexpr
-):
-    """Logits less the label's (BLOCK_M, BLOCK_V), in fp32."""
+def block_logits(hidden_ptr, weight_ptr, rows, columns, num_rows, num_columns, inner, hidden_stride, weight_stride, BLOCK_D: tl.constexpr):
+    """Logits (BLOCK_M, BLOCK_V) in fp32."""
     steps = tl.arange(0, BLOCK_D)
     hidden_ptrs = hidden_ptr + rows[:, None] * hidden_stride + steps[None, :]
     weight_ptrs = weight_ptr + columns[None, :] * weight_stride + steps[:, None]
@@ -165,7 +158,7 @@ def relative_logits(
         logits = tl.dot(hidden, weight, logits, input_precision="ieee")
         hidden_ptrs += BLOCK_D
         weight_ptrs += BLOCK_D
-    return logits - tl.load(target_ptr + rows, mask=rows < num_rows, other=0.0)[:, None]
+    return logits
 
 
 @triton.jit
@@ -182,30 +175,27 @@ def exp_kernel(
     hidden_stride,
     weight_stride,
     exp_stride,
-    LOG_BOUND: tl.constexpr,
     HAS_GRAD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program for a block: its largest relative logit and the sum of exponentials relative to that, then the exponentials."""
+    """One program for a block: its largest logit, the sum of exponentials relative to that, then those relative to the label's logit."""
     row_block, column_block = block_of_program(num_rows, num_columns, BLOCK_M, BLOCK_V)
     rows = row_block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column_block.to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
-    d = relative_logits(
-        hidden_ptr, weight_ptr, target_ptr, rows, columns, num_rows, num_columns, inner, hidden_stride, weight_stride, BLOCK_D
-    )
+    logits = block_logits(hidden_ptr, weight_ptr, rows, columns, num_rows, num_columns, inner, hidden_stride, weight_stride, BLOCK_D)
     labels = tl.load(labels_ptr + rows, mask=rows < num_rows, other=-1)
     is_other = (columns < num_columns)[None, :] & (columns.to(tl.int32)[None, :] != labels.to(tl.int32)[:, None])
-    d = tl.where(is_other, d, float("-inf"))
-    top = tl.maximum(tl.max(d, axis=1), LOWEST)
-    exponentials = tl.exp(d - top[:, None])
+    logits = tl.where(is_other, logits, float("-inf"))
+    largest = tl.maximum(tl.max(logits, axis=1), LOWEST)
+    exponentials = tl.exp(logits - largest[:, None])
     partial_ptrs = partial_ptr + column_block * num_rows + rows
-    tl.store(partial_ptrs, top, mask=rows < num_rows)
+    tl.store(partial_ptrs, largest, mask=rows < num_rows)
     tl.store(partial_ptrs + tl.cdiv(num_columns, BLOCK_V) * num_rows, tl.sum(exponentials, axis=1), mask=rows < num_rows)
     if HAS_GRAD:
-        # Beyond the bound the row will be written again; here it only must not become infinite. The label's own column is 0 for now.
-        exponentials *= tl.exp(tl.minimum(top, LOG_BOUND))[:, None]
+        # The label's own column is 0 for now, and what is too large will be written again.
+        exponentials *= tl.exp(largest - tl.load(target_ptr + rows, mask=rows < num_rows, other=0.0))[:, None]
         inside = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
         exp_ptrs = exp_ptr + rows[:, None] * exp_stride + columns[None, :]
         tl.store(exp_ptrs, exponentials.to(exp_ptr.dtype.element_ty), mask=inside)
@@ -217,7 +207,7 @@ def log1p_small(x):
     ratio = x / (2.0 + x)
     square = ratio * ratio
     series = 1.0 / 15.0
-    for index in tl.static_range(6, -1, -1):
+    for index in tl.static_range(6, -1, -1):  # type: ignore[misc]
         series = series * square + 1.0 / (2 * index + 1)
     return 2.0 * ratio * series
 
@@ -226,44 +216,46 @@ def log1p_small(x):
 def row_kernel(
     partial_ptr,
     labels_ptr,
+    target_ptr,
     exp_ptr,
     losses_ptr,
     scale_ptr,
-    shift_ptr,
+    repair_ptr,
     num_rows,
     num_columns,
     num_blocks,
     exp_stride,
     BOUND: tl.constexpr,
-    LOG_BOUND: tl.constexpr,
     HAS_GRAD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """One program for BLOCK_M rows: loss, and the label's entry, scale and shift (0: none)."""
+    """One program for BLOCK_M rows: loss, scale, the label's entry, and of a repair the largest logit and the factor (0: none)."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     blocks = tl.arange(0, BLOCK_N)[:, None]
     inside = (blocks < num_blocks) & (rows < num_rows)[None, :]
     partial_ptrs = partial_ptr + blocks * num_rows + rows[None, :]
-    tops = tl.load(partial_ptrs, mask=inside, other=LOWEST)
+    peaks = tl.load(partial_ptrs, mask=inside, other=LOWEST)
     sums = tl.load(partial_ptrs + num_blocks * num_rows, mask=inside, other=0.0)
-    top = tl.max(tops, axis=0)
-    total = tl.sum(sums * tl.exp(tops - top[None, :]), axis=0)
-    others = total * tl.exp(tl.minimum(top, MAX_EXPONENT))
-    many = others > 1.0
+    largest = tl.max(peaks, axis=0)
+    total = tl.sum(sums * tl.exp(peaks - largest[None, :]), axis=0)  # type: ignore[index]
+    top = largest - tl.load(target_ptr + rows, mask=rows < num_rows, other=0.0)
+    others = total * tl.exp(top)  # infinite for a hopeless row, of which `top` and `total` say enough
+    many = others > 1.0  # type: ignore[operator]
     ratio = tl.where(many, 1.0 / tl.maximum(others, 1.0), others)
     losses = tl.where(many, top + tl.log(tl.maximum(total, 1.0)), 0.0) + log1p_small(ratio)
     tl.store(losses_ptr + rows, losses, mask=rows < num_rows)
     if HAS_GRAD:
         far = others > BOUND
-        whole = tl.where(far, BOUND, 1.0 + others)
+        whole = tl.where(far, REPAIRED_TOTAL, 1.0 + others)  # type: ignore[operator]
         # The entry is the label's probability less 1 times the row's total; taken as the others' share of it, nothing cancels.
-        share = tl.where(many, 1.0, ratio) / (1.0 + ratio)
+        entry = whole * tl.where(many, 1.0, ratio) / (1.0 + ratio)
         labels = tl.load(labels_ptr + rows, mask=rows < num_rows, other=-1)
         valid = (labels >= 0) & (labels < num_columns)
-        tl.store(exp_ptr + rows * exp_stride + labels, (-whole * share).to(exp_ptr.dtype.element_ty), mask=valid)
+        tl.store(exp_ptr + rows * exp_stride + labels, (-entry).to(exp_ptr.dtype.element_ty), mask=valid)
         tl.store(scale_ptr + rows, 1.0 / whole, mask=rows < num_rows)
-        tl.store(shift_ptr + rows, tl.where(far, losses - LOG_BOUND, 0.0), mask=rows < num_rows)
+        tl.store(repair_ptr + rows, largest, mask=rows < num_rows)
+        tl.store(repair_ptr + num_rows + rows, tl.where(far, entry / tl.maximum(total, 1.0), 0.0), mask=rows < num_rows)
 
 
 @triton.jit
@@ -271,8 +263,7 @@ def repair_kernel(
     hidden_ptr,
     weight_ptr,
     labels_ptr,
-    target_ptr,
-    shift_ptr,
+    repair_ptr,
     exp_ptr,
     num_rows,
     num_columns,
@@ -280,25 +271,23 @@ def repair_kernel(
     hidden_stride,
     weight_stride,
     exp_stride,
-    BOUND: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program for a block: nothing, unless some of its rows have a shift; those are written again with it."""
+    """One program for a block: nothing, unless some of its rows have a factor; those are written again."""
     row_block, column_block = block_of_program(num_rows, num_columns, BLOCK_M, BLOCK_V)
     rows = row_block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column_block.to(tl.int64) * BLOCK_V + tl.arange(0, BLOCK_V)
-    shift = tl.load(shift_ptr + rows, mask=rows < num_rows, other=0.0)
-    if tl.max(shift, axis=0) > 0.0:
-        d = relative_logits(
-            hidden_ptr, weight_ptr, target_ptr, rows, columns, num_rows, num_columns, inner, hidden_stride, weight_stride, BLOCK_D
-        )
+    factor = tl.load(repair_ptr + num_rows + rows, mask=rows < num_rows, other=0.0)
+    if tl.max(factor, axis=0) > 0.0:  # type: ignore[operator]
+        logits = block_logits(hidden_ptr, weight_ptr, rows, columns, num_rows, num_columns, inner, hidden_stride, weight_stride, BLOCK_D)
+        largest = tl.load(repair_ptr + rows, mask=rows < num_rows, other=0.0)
         labels = tl.load(labels_ptr + rows, mask=rows < num_rows, other=-1)
         is_label = columns.to(tl.int32)[None, :] == labels.to(tl.int32)[:, None]
-        out = tl.exp(d - shift[:, None]) - tl.where(is_label, BOUND, 0.0)
+        out = tl.exp(logits - largest[:, None]) * factor[:, None] - tl.where(is_label, REPAIRED_TOTAL, 0.0)
         exp_ptrs = exp_ptr + rows[:, None] * exp_stride + columns[None, :]
-        tl.store(exp_ptrs, out.to(exp_ptr.dtype.element_ty), mask=(shift > 0.0)[:, None] & (columns < num_columns)[None, :])
+        tl.store(exp_ptrs, out.to(exp_ptr.dtype.element_ty), mask=(factor > 0.0)[:, None] & (columns < num_columns)[None, :])
 
 
 @triton.jit
