@@ -47,10 +47,9 @@ def plain_forward(gate: Tensor, up: Tensor, s: Tensor, b_gate: Tensor, b_up: Ten
     return act, act @ a.T
 
 
-def plain_backward(
-    grad: Tensor, gate: Tensor, up: Tensor, s: Tensor, b_gate: Tensor, b_up: Tensor, scale: float, ds: Tensor, a: Tensor
-) -> tuple[Tensor, ...]:
+def plain_backward(*operands) -> tuple[Tensor, ...]:
     """The same backwards, by hand."""
+    grad, gate, up, s, b_gate, b_up, scale, ds, a = operands
     s_gate, s_up = s.chunk(2, dim=1)
     gate, up = torch.addmm(gate, s_gate, b_gate.T, alpha=scale), torch.addmm(up, s_up, b_up.T, alpha=scale)
     grad, silu = torch.addmm(grad, ds, a), F.silu(gate)

@@ -84,7 +84,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
     if _recorded is not None:
         _recorded.append(Launch(kernel, grid, args, meta))
     elif all(grid):
-        kernel[grid](*args, **meta)
+        kernel[grid](*args, **meta, enable_fp_fusion=True)  # said, since Triton's own default is about to change
 
 
 @contextmanager

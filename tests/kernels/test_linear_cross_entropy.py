@@ -147,7 +147,7 @@ def test_chunks_change_nothing_and_a_run_repeats_bit_for_bit(dtype: torch.dtype,
 def test_no_output_is_left_unwritten(device) -> None:
     tensors = operands(70, 301, 40, torch.bfloat16, device)
     plain = forward_in_chunks(*(tensor.detach() for tensor in tensors), True, True)
-    torch.use_deterministic_algorithms(True)  # fills new tensors with NaN
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills new tensors with NaN
     try:
         assert torch.empty(3).isnan().all()
         poisoned = forward_in_chunks(*(tensor.detach() for tensor in tensors), True, True)

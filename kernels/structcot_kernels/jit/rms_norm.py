@@ -94,7 +94,7 @@ def weight_grad(grad_TD: Tensor, hidden_TD: Tensor, rstd_T: Tensor) -> Tensor:
 def tile_of(num_columns: int) -> dict[str, int]:
     """Rows and columns of a program's tile, and its warps."""
     block_D = power_of_2(num_columns)
-    return {"BLOCK_T": max(1, TILE_ELEMENTS // block_D), "BLOCK_D": block_D, "num_warps": 8 if block_D > 1024 else 4}
+    return {"BLOCK_T": max(1, TILE_ELEMENTS // block_D), "BLOCK_D": block_D, "num_warps": 8 if block_D > 512 else 4}
 
 
 @triton.jit

@@ -86,7 +86,7 @@ def backward(
 
 def forward_tile(rank: int) -> dict[str, int]:
     """Rows of a program, columns that it takes at a time."""
-    return {"BLOCK_T": 128, "BLOCK_F": 32, "BLOCK_R": max(16, power_of_2(rank)), "num_warps": 8, "num_stages": 2}
+    return {"BLOCK_T": 128, "BLOCK_F": 32, "BLOCK_R": max(16, power_of_2(rank)), "num_warps": 8, "num_stages": 3}
 
 
 def backward_tile(rank: int, arch: int) -> dict[str, int]:
