@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from bench.bench_lora_linear import random_projection
-from bench.bench_mlp_block import EPS, adapters_of
+from bench.bench_lora_linear import adapters_of, random_projection
+from bench.bench_mlp_block import EPS
 from bench.harness import Case, forward_backward, main
 from structcot_kernels import attention_block, reference
 

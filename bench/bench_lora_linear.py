@@ -24,7 +24,7 @@ def cases(device: torch.device) -> Iterator[Case]:
         ):
             x_TK = torch.randn(num_rows, hidden, device=device).bfloat16().requires_grad_()
             group = [random_projection(size, hidden, rank, device) for size in outputs]
-            trained = [tensor for projection in group for tensor in (projection.lora_a_RK, projection.lora_b_NR)]
+            trained = adapters_of(*group)
             yield Case(
                 operation=name,
                 shape=f"T={num_rows} K={hidden} N={'+'.join(map(str, outputs))} R={rank} bfloat16",
@@ -33,6 +33,11 @@ def cases(device: torch.device) -> Iterator[Case]:
                     "torch": forward_backward(lambda x, *_, group=group: tuple(plain(x, p) for p in group), x_TK, *trained),
                 },
             )
+
+
+def adapters_of(*projections: Projection) -> list[torch.Tensor]:
+    """A and B of each."""
+    return [tensor for projection in projections for tensor in (projection.lora_a_RK, projection.lora_b_NR) if tensor is not None]
 
 
 def one(x_TK: Tensor, projection: Projection) -> Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from bench.bench_lora_linear import random_projection
+from bench.bench_lora_linear import adapters_of, random_projection
 from bench.harness import Case, forward_backward, main
-from structcot_kernels import Projection, mlp_block, reference
+from structcot_kernels import mlp_block, reference
 
 EPS = 1e-6
 
@@ -33,11 +33,6 @@ def cases(device: torch.device) -> Iterator[Case]:
                 "torch": forward_backward(run(reference.mlp_block), *inputs),
             },
         )
-
-
-def adapters_of(*projections: Projection) -> list[torch.Tensor]:
-    """A and B of each."""
-    return [tensor for projection in projections for tensor in (projection.lora_a_RK, projection.lora_b_NR) if tensor is not None]
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def _judge(
 ) -> dict[str, Any]:
     """Pass if the distance is small against what training did, else if it is explained by rounding.
 
-    Two computations of one model in bf16 differ by their roundings, which after few steps may be more than a tenth of what was learned. Then
-    the live model may be at most twice as far from the files computed in fp32 as the files computed in the run's dtype are, plus the floor.
+    Two computations of one model in bf16 differ by their roundings, which after few steps may be more than a tenth of what was learned.
+    Then the live model may be at most twice as far from the files computed in fp32 as the files in the run's dtype are, plus the floor.
     """
     distance = kl_nats(reloaded_MV, live_MV)
     certificate["passed"] = distance <= max(FLOOR_NATS, certificate["kl_base_to_live"] / MARGIN)

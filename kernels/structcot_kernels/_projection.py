@@ -179,7 +179,7 @@ def project_parameter_grads(
     for index, (grad_TN, projection, part_TR) in enumerate(zip(grads_TN, projections, s_TR.split(ranks, dim=1), strict=True)):
         need_weight, need_bias, need_a, need_b = needs[4 * index : 4 * index + 4]
         grads += [
-            grad_TN.T @ x_TK if need_weight else None,
+            grad_TN.T @ x_TK if need_weight else None,  # type: ignore[operator]
             grad_TN.sum(0, dtype=torch.float32) if need_bias else None,
             das_RK[index] if need_a else None,
             low_rank_grad(part_TR, grad_TN, projection.scale, True) if need_b else None,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from structcot.data.batch import MicroBatch
-from structcot.model.lora import stable_hash
+from structcot.model.lora import LoraPair, stable_hash
 from structcot.model.rotary import rotary_tables
 from structcot.model.spec import ModelSpec
 from structcot_kernels import Projection, attention_block, mlp_block, rms_norm
@@ -85,36 +85,54 @@ class Block(nn.Module):
         self.adapters = nn.ModuleDict()
 
     def forward(self, hidden_TD: Tensor, layout: Layout) -> Tensor:
-        batch, attention, mlp, norm = layout.batch, self.self_attn, self.mlp, self.input_layernorm
+        batch, attention, mlp = layout.batch, self.self_attn, self.mlp
+        q_norm_d, k_norm_d = attention.head_norms()
+        dropout = self.dropout()
         hidden_TD = attention_block(
             hidden_TD,
-            norm.weight,
-            *(self.adapted(linear, name) for name, linear in attention.named_children() if name.endswith("_proj")),
-            batch.positions_T,
-            layout.cos_Pd,
-            layout.sin_Pd,
-            batch.cu_seqlens_S1,
-            batch.max_seqlen,
-            norm.eps,
-            *attention.head_norms(),
-            *self.dropout_of("self_attn", batch),
-            layout.recompute,
-            layout.attention,
+            self.input_layernorm.weight,
+            q=self.adapted("q_proj", attention.q_proj),
+            k=self.adapted("k_proj", attention.k_proj),
+            v=self.adapted("v_proj", attention.v_proj),
+            o=self.adapted("o_proj", attention.o_proj),
+            positions_T=batch.positions_T,
+            cos_Pd=layout.cos_Pd,
+            sin_Pd=layout.sin_Pd,
+            cu_seqlens_S1=batch.cu_seqlens_S1,
+            max_seqlen=batch.max_seqlen,
+            eps=self.input_layernorm.eps,
+            q_norm_d=q_norm_d,
+            k_norm_d=k_norm_d,
+            dropout=dropout,
+            dropout_keys_T=batch.dropout_keys_T + stable_hash(f"{self.name}.self_attn") if dropout else None,
+            recompute=layout.recompute,
+            implementation=layout.attention,
         )
-        norm, projections = self.post_attention_layernorm, (self.adapted(linear, name) for name, linear in mlp.named_children())
-        return mlp_block(hidden_TD, norm.weight, *projections, norm.eps, *self.dropout_of("mlp", batch), layout.recompute)
+        return mlp_block(
+            hidden_TD,
+            self.post_attention_layernorm.weight,
+            gate=self.adapted("gate_proj", mlp.gate_proj),
+            up=self.adapted("up_proj", mlp.up_proj),
+            down=self.adapted("down_proj", mlp.down_proj),
+            eps=self.post_attention_layernorm.eps,
+            dropout=dropout,
+            dropout_keys_T=batch.dropout_keys_T + stable_hash(f"{self.name}.mlp") if dropout else None,
+            recompute=layout.recompute,
+        )
 
-    def adapted(self, linear: nn.Linear, name: str) -> Projection:
+    def adapted(self, name: str, linear: nn.Linear) -> Projection:
         """A projection with its adapter, if it has one."""
         if name not in self.adapters:
             return Projection(linear.weight, linear.bias)
         pair = self.adapters[name]
+        if not isinstance(pair, LoraPair):
+            raise TypeError(f"adapters[{name}]: got {type(pair).__name__}; attach_lora makes LoraPair")
         return Projection(linear.weight, linear.bias, pair.lora_A, pair.lora_B, pair.scale)
 
-    def dropout_of(self, part: str, batch: MicroBatch) -> tuple[float, Tensor | None]:
-        """Share of the adapters' inputs that are dropped, and a key for each token, which is another one in every part of every block."""
-        dropout = max((pair.dropout for pair in self.adapters.values()), default=0.0) if self.training else 0.0
-        return dropout, batch.dropout_keys_T + stable_hash(f"{self.name}.{part}") if dropout else None
+    def dropout(self) -> float:
+        """Share of the adapters' inputs that are dropped: one for all of them, and none in evaluation."""
+        pairs = (pair for pair in self.adapters.values() if isinstance(pair, LoraPair))
+        return max((pair.dropout for pair in pairs), default=0.0) if self.training else 0.0
 
 
 class Backbone(nn.Module):
