@@ -37,7 +37,7 @@ def sides(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> dict[str, S
         options = torch.nn.LinearCrossEntropyOptions()
         losses["torch chunked"] = lambda h, w: F.linear_cross_entropy(h, w, labels_M, reduction="sum", options=options)
     if hidden_MD.is_cuda:
-        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger
+        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger  # pyright: ignore[reportMissingImports]
 
         losses["liger"] = lambda h, w: Liger.apply(h, w, labels_M, None, None, -100, 0.0, 0.0, "sum")[0]
     return {name: forward_backward(loss, hidden_MD, weight_VD) for name, loss in losses.items()}

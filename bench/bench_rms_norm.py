@@ -24,7 +24,7 @@ def cases(device: torch.device) -> Iterator[Case]:
             "torch": forward_backward(lambda x, w, width=width: F.rms_norm(x, (width,), w, EPS), hidden_TD, weight_D),
         }
         if device.type == "cuda":
-            from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+            from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # pyright: ignore[reportMissingImports]
 
             sides["liger"] = forward_backward(lambda x, w: LigerRMSNormFunction.apply(x, w, EPS, 0.0, "llama", False), hidden_TD, weight_D)
         yield Case(operation="rms_norm", shape=f"T={num_rows} D={width} bfloat16", sides=sides)

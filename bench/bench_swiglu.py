@@ -20,7 +20,7 @@ def cases(device: torch.device) -> Iterator[Case]:
             "torch": forward_backward(reference.swiglu, gate_TF, up_TF),
         }
         if device.type == "cuda":
-            from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+            from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # pyright: ignore[reportMissingImports]
 
             sides["liger"] = forward_backward(LigerSiLUMulFunction.apply, gate_TF, up_TF)
         yield Case(operation="swiglu", shape=f"T={num_rows} F={width} bfloat16", sides=sides)
