@@ -57,7 +57,8 @@ def need_operands(heads_THd: Tensor, positions_T: Tensor, cos_Pd: Tensor, sin_Pd
             raise ValueError(f"rope: {name} lies on {tensor.device}; it must lie on {heads_THd.device}, as the heads do")
         if not tensor.is_contiguous():
             raise ValueError(f"rope: {name} has strides {tensor.stride()}; call contiguous() first")
-    if heads_THd.numel() and (heads_THd.stride(2), heads_THd.stride(1)) != (1, width) and num_heads > 1:
+    side_by_side = heads_THd.stride(2) == 1 and (num_heads == 1 or heads_THd.stride(1) == width)
+    if heads_THd.numel() and not side_by_side:
         raise ValueError(
             f"rope: heads_THd has strides {heads_THd.stride()}; a token's heads must lie side by side: call contiguous() first"
         )

@@ -111,6 +111,8 @@ def test_operator_is_registered_soundly(device) -> None:
         ({"sin_Pd": lambda s: s[:100]}, ValueError, r"sin_Pd has shape \(100, 16\); it must be \(256, 16\)"),
         ({"cos_Pd": lambda c: c.T.contiguous().T}, ValueError, r"cos_Pd has strides \(1, 256\); call contiguous\(\) first"),
         ({"heads_THd": lambda h: h.transpose(1, 2).contiguous().transpose(1, 2)}, ValueError, "a token's heads must lie side by side"),
+        ({"heads_THd": lambda h: h.repeat(1, 1, 2)[:, :1, ::2]}, ValueError, "a token's heads must lie side by side"),
+        ({"heads_THd": lambda h: h[:, :1, :1].expand(5, 1, 16)}, ValueError, "a token's heads must lie side by side"),
         ({"heads_THd": lambda h: h[..., :15].contiguous()}, ValueError, "the width must be even"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
