@@ -48,12 +48,12 @@ def test_no_operand_is_written_to_and_two_runs_give_the_same_bits(device, backen
 
 
 def test_parts_of_a_wider_buffer_are_read_where_they_lie(device, backend: str) -> None:
-    both_TF = random(9, 80, dtype=torch.float32, trained=False, device=device)
-    gate_TF, up_TF = both_TF.chunk(2, dim=1)
-    alone = [part.contiguous() for part in (gate_TF, gate_TF, up_TF)]
+    wide = (random(9, width, dtype=torch.float32, trained=False, device=device) for width in (80, 100, 120))
+    grad_TF, gate_TF, up_TF = (buffer[:, 8:48] for buffer in wide)  # each of a stride of its own
+    alone = [part.contiguous() for part in (grad_TF, gate_TF, up_TF)]
     for got, wanted in (
         (swiglu_forward(gate_TF, up_TF), swiglu_forward(*alone[1:])),
-        *zip(swiglu_backward(gate_TF, gate_TF, up_TF, True), swiglu_backward(*alone, True), strict=True),
+        *zip(swiglu_backward(grad_TF, gate_TF, up_TF, True), swiglu_backward(*alone, True), strict=True),
     ):
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)  # PyTorch takes another loop for another stride
 
