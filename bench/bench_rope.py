@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from bench.bench_attention_block import tables
-from bench.harness import Case, forward_backward, main
+from bench.harness import Case, Side, forward_backward, main
 from structcot_kernels import reference, rope
 
 
@@ -17,14 +18,21 @@ def cases(device: torch.device) -> Iterator[Case]:
     for num_tokens, num_heads, width in shapes:
         heads_THd = torch.randn(num_tokens, num_heads, width, device=device).bfloat16().requires_grad_()
         place = (torch.arange(num_tokens, device=device), *tables(num_tokens, width, device))
-        yield Case(
-            operation="rope",
-            shape=f"T={num_tokens} H={num_heads} d={width} bfloat16",
-            sides={
-                "structcot": forward_backward(lambda heads, place=place: rope(heads, *place), heads_THd),
-                "torch": forward_backward(lambda heads, place=place: reference.rope(heads, *place), heads_THd),
-            },
-        )
+        sides = {
+            "structcot": forward_backward(lambda heads, place=place: rope(heads, *place), heads_THd),
+            "torch": forward_backward(lambda heads, place=place: reference.rope(heads, *place), heads_THd),
+        }
+        if device.type == "cuda":
+            sides["liger"] = liger(heads_THd, *place[1:])
+        yield Case(operation="rope", shape=f"T={num_tokens} H={num_heads} d={width} bfloat16", sides=sides)
+
+
+def liger(heads_THd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Side:
+    """Liger turns queries and keys at once, where they lie, by rows already gathered: half of the heads each, copied once."""
+    from liger_kernel.ops.rope import LigerRopeFunction  # pyright: ignore[reportMissingImports]
+
+    halves = (half.contiguous()[None].transpose(1, 2).requires_grad_() for half in heads_THd.detach().chunk(2, dim=1))
+    return forward_backward(LigerRopeFunction.apply, *halves, cos_Td, sin_Td)
 
 
 if __name__ == "__main__":

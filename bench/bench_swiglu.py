@@ -22,7 +22,8 @@ def cases(device: torch.device) -> Iterator[Case]:
         if device.type == "cuda":
             from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # pyright: ignore[reportMissingImports]
 
-            sides["liger"] = forward_backward(LigerSiLUMulFunction.apply, gate_TF, up_TF)
+            own = (tensor.detach().clone().requires_grad_() for tensor in (gate_TF, up_TF))  # its backward writes gradients over them
+            sides["liger"] = forward_backward(LigerSiLUMulFunction.apply, *own)
         yield Case(operation="swiglu", shape=f"T={num_rows} F={width} bfloat16", sides=sides)
 
 

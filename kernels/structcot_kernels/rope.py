@@ -65,14 +65,16 @@ def need_operands(heads_THd: Tensor, positions_T: Tensor, cos_Pd: Tensor, sin_Pd
 
 
 def torch_forward(heads_THd: Tensor, positions_T: Tensor, cos_Pd: Tensor, sin_Pd: Tensor, inverse: bool) -> Tensor:
-    """In PyTorch: angles rounded to the heads' dtype, so that no head is widened; three passes over the heads."""
-    half, dtype = heads_THd.shape[2] // 2, heads_THd.dtype
-    rows_T = positions_T.clamp(0, max(0, cos_Pd.shape[0] - 1))
-    cos_T1d, sin_T1d = cos_Pd[rows_T].to(dtype).unsqueeze(1), sin_Pd[rows_T].to(dtype).unsqueeze(1)
-    cos_T1d[(positions_T < 0) | (positions_T >= cos_Pd.shape[0])] = float("nan")
-    sin_T1d[..., half:] *= -1 if inverse else 1
-    sin_T1d[..., :half] *= 1 if inverse else -1
-    return (heads_THd * cos_T1d).addcmul_(heads_THd.roll(half, 2), sin_T1d)
+    """In PyTorch: angles rounded to the heads' dtype, so that no head is widened; two passes over the heads."""
+    half, dtype, num_positions = heads_THd.shape[2] // 2, heads_THd.dtype, cos_Pd.shape[0]
+    rows_T = positions_T.clamp(0, max(0, num_positions - 1))
+    cos_T1d, sin_T1d = (table_Pd.index_select(0, rows_T).to(dtype).unsqueeze(1) for table_Pd in (cos_Pd, sin_Pd))
+    cos_T1d.masked_fill_(((positions_T < 0) | (positions_T >= num_positions))[:, None, None], float("nan"))
+    (sin_T1d[..., half:] if inverse else sin_T1d[..., :half]).neg_()
+    out_THd = heads_THd * cos_T1d
+    out_THd[..., :half].addcmul_(heads_THd[..., half:], sin_T1d[..., :half])
+    out_THd[..., half:].addcmul_(heads_THd[..., :half], sin_T1d[..., half:])
+    return out_THd
 
 
 @rope_forward.register_fake

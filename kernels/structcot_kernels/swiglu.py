@@ -42,10 +42,11 @@ def swiglu_backward(grad_act_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, need_ac
     need_operands("swiglu_backward", gate_TF, up_TF=up_TF, grad_act_TF=grad_act_TF)
     if runs_triton(gate_TF):
         return jit.backward(grad_act_TF, gate_TF, up_TF, need_act)
-    silu_TF = F.silu(gate_TF)
-    grad_gate_TF = torch.ops.aten.silu_backward(grad_act_TF * up_TF, gate_TF)
-    grad_up_TF = grad_act_TF * silu_TF
-    return grad_gate_TF, grad_up_TF, silu_TF.mul_(up_TF) if need_act else gate_TF.new_empty(0)
+    silu_TF, grad_gate_TF = F.silu(gate_TF), grad_act_TF * up_TF
+    torch.ops.aten.silu_backward.grad_input(grad_gate_TF, gate_TF, grad_input=grad_gate_TF)
+    if need_act:
+        return grad_gate_TF, grad_act_TF * silu_TF, silu_TF.mul_(up_TF)
+    return grad_gate_TF, silu_TF.mul_(grad_act_TF), gate_TF.new_empty(0)
 
 
 def need_operands(operation: str, gate_TF: Tensor, **others: Tensor) -> None:

@@ -69,6 +69,19 @@ def test_a_part_of_a_wider_buffer_is_read_where_it_lies(device, backend: str) ->
     assert torch.equal(rope(heads_THd, *place), rope(heads_THd.contiguous(), *place))
 
 
+def test_offsets_beyond_32_bits(device) -> None:
+    stride = 2**30
+    try:
+        # The first half is never touched: there 32-bit offsets of the third token would end.
+        memory = torch.empty(2**31 + 2 * stride + 48, dtype=torch.bfloat16, device=device)
+    except (RuntimeError, torch.OutOfMemoryError):
+        pytest.skip("8.6 GB of address space are not to be had here")
+    heads_THd, alone_THd = memory.as_strided((3, 3, 16), (stride, 16, 1), 2**31), random(3, 3, 16, dtype=torch.bfloat16, trained=False)
+    heads_THd.copy_(alone_THd)
+    place = (positions(3, device), *tables(16, device))
+    assert torch.equal(rope_forward(heads_THd, *place, False), rope_forward(alone_THd.to(device), *place, False))
+
+
 @pytest.mark.parametrize("outside", [-1, 256, 2**40])
 def test_a_position_outside_the_table_shows_as_nan_in_its_own_token(outside: int, device, backend: str) -> None:
     heads_THd = random(9, 3, 16, dtype=torch.float32, trained=False, device=device)

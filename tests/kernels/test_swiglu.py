@@ -58,6 +58,22 @@ def test_parts_of_a_wider_buffer_are_read_where_they_lie(device, backend: str) -
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)  # PyTorch takes another loop for another stride
 
 
+def test_offsets_beyond_32_bits(device) -> None:
+    stride = 2**30
+    try:
+        # The first half is never touched: there 32-bit offsets of the third row would end.
+        memory = torch.empty(2**31 + 2 * stride + 120, dtype=torch.bfloat16, device=device)
+    except (RuntimeError, torch.OutOfMemoryError):
+        pytest.skip("8.6 GB of address space are not to be had here")
+    grad_TF, gate_TF, up_TF = (memory.as_strided((3, 40), (stride, 1), 2**31 + 40 * place) for place in range(3))
+    alone = [random(3, 40, dtype=torch.bfloat16, seed=seed, trained=False, device=device) for seed in range(3)]
+    for part, values in zip((grad_TF, gate_TF, up_TF), alone, strict=True):
+        part.copy_(values)
+    assert torch.equal(swiglu_forward(gate_TF, up_TF), swiglu_forward(*alone[1:]))
+    for got, wanted in zip(swiglu_backward(grad_TF, gate_TF, up_TF, True), swiglu_backward(*alone, True), strict=True):
+        assert torch.equal(got, wanted)
+
+
 def test_no_rows_give_none(device, backend: str) -> None:
     gate_TF = random(0, 20, dtype=torch.float32, device=device)
     out_TF = swiglu(gate_TF, gate_TF)
