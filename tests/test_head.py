@@ -124,6 +124,26 @@ def test_an_infinite_logit_shows_in_the_loss_of_its_row_alone() -> None:
     assert (~losses_M.isfinite()).nonzero().flatten().tolist() == [7]
 
 
+def test_the_backward_fills_no_zeros_of_the_size_of_a_gradient() -> None:
+    loss_sum, _ = linear_cross_entropy(*inputs())
+    with OperatorNames() as names:
+        loss_sum.backward()
+    assert "structcot.linear_cross_entropy_backward.default" in names.seen
+    assert not [name for name in names.seen if "zero" in name or "full" in name]
+
+
+class OperatorNames(TorchDispatchMode):
+    """Notes the name of every operator that runs while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
 class BiggestTensor(TorchDispatchMode):
     """Notes the shape of every tensor that an operation makes while it is on, views of what is there already left out."""
 

@@ -271,6 +271,7 @@ def save_heads(ctx, inputs, output):
     q_THd, k_TGd, v_TGd, cu_seqlens_S1, *ctx.options = inputs
     ctx.save_for_backward(q_THd, k_TGd, v_TGd, *output, cu_seqlens_S1)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
 def head_gradients(ctx, grad_THd, _):

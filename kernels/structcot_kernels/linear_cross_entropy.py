@@ -221,6 +221,7 @@ def save_made(ctx, inputs, output):
     ctx.weight_dtype = weight_VD.dtype
     ctx.save_for_backward(*made)
     ctx.mark_non_differentiable(losses_M, *made)
+    ctx.set_materialize_grads(False)  # or the backward would first fill zeros of the size of everything that was made
 
 
 def gradients(ctx, grad_sum, *_):
