@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.report import device_name
 from structcot.config import Config
 from structcot.config_file import parse_config
 from structcot.data.batch import MicroBatch, pack
@@ -43,7 +43,7 @@ def main() -> None:
     sides = {"structcot": our_step(model_dir, config, batch), "transformers+peft": peft_step(model_dir, config, batch, options.documents)}
     best_seconds = race(sides, options.repeats)
     facts = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "machine": device_name(torch.device("cpu")),
         "documents": options.documents,
         "tokens_per_document": options.tokens,
         "tokens_per_second": {name: batch.num_tokens / seconds for name, seconds in best_seconds.items()},

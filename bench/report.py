@@ -7,11 +7,12 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from structcot_kernels.attention_varlen import installed_version
 
 OURS = "structcot"
 """The side that the others are compared with."""
@@ -60,7 +61,7 @@ def report(device: torch.device, results: Sequence[Result], blocked: dict[str, s
     return {
         "device": device_name(device),
         "timer": TIMERS[device.type],
-        "versions": {package: version for package in PACKAGES if (version := version_of(package))},
+        "versions": {package: str(version) for package in PACKAGES if (version := installed_version(package))},
         "blocked": blocked,
         "cases": [asdict(result) for result in results],
     }
@@ -71,14 +72,6 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def version_of(package: str) -> str | None:
-    """The installed one."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def results_path(device: torch.device) -> Path:

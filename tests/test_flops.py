@@ -17,7 +17,6 @@ from structcot.model.decoder import Decoder
 from structcot.model.spec import ModelSpec
 from structcot.model.weights import build_model
 from structcot.train import count_flops
-from structcot_kernels.jit import low_rank
 from tests.one_step import loss_and_gradients, make_run
 from tests.tiny_models import random_samples, tiny_checkpoint, tiny_config
 
@@ -36,7 +35,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_hardware_flops_are_the_products_that_torch_counts(
     tuning: dict[str, Any], recompute: str, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(low_rank, "MIN_PROGRAMS", 1)  # one chunk of tokens: no additions of partial sums beside the products
+    monkeypatch.setattr("structcot_kernels.launch.MIN_PROGRAMS", 1)  # one chunk of tokens: no additions of partial sums beside the products
     config = tiny_config(model_dir, tuning={"lora_r": 8, **tuning})
     model = build_model(model_dir, config, torch.device("cpu"))
     model.recompute = recompute

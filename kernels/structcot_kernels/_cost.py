@@ -54,9 +54,9 @@ def size_bytes(*tensors: Tensor | None) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
-def matmul_cost(num_rows: int, num_columns: int, inner: int, width: int, *, accumulates: bool = False) -> Cost:
-    """A library product (M, K) x (K, N) of elements `width` bytes wide; `accumulates` if it reads what it adds to."""
-    moved = num_rows * inner + inner * num_columns + num_rows * num_columns * (2 if accumulates else 1)
+def matmul_cost(num_rows: int, num_columns: int, inner: int, width: int) -> Cost:
+    """A library product (M, K) x (K, N) of elements `width` bytes wide."""
+    moved = num_rows * inner + inner * num_columns + num_rows * num_columns
     return Cost(2.0 * num_rows * num_columns * inner, float(width * moved))
 
 

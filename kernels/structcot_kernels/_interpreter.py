@@ -26,6 +26,7 @@ def make_bfloat16_right() -> None:
 
 
 def widen(handle: TensorHandle) -> TensorHandle:
+    """A bf16 value as fp32; others as they are."""
     if handle.dtype.scalar != tl.bfloat16:
         return handle
     return TensorHandle((np.asarray(handle.data).astype(np.uint32) << np.uint32(16)).view(np.float32), tl.float32)
@@ -39,6 +40,7 @@ def narrow(values: np.ndarray) -> TensorHandle:
 
 
 def cast(self, src, dst_type):
+    """Between bf16 and other types, by way of fp32."""
     source, target = src.dtype.scalar, dst_type.scalar
     if source == tl.bfloat16 and target != tl.bfloat16:
         wide = widen(src)
@@ -49,16 +51,19 @@ def cast(self, src, dst_type):
 
 
 def cast_rounding(self, src, dst_type, rounding_mode):
+    """The same where a rounding mode is given: to nearest is the only one here."""
     if {src.dtype.scalar, dst_type.scalar} == {tl.float32, tl.bfloat16}:
         return cast(self, src, dst_type)
     return PLAIN["create_fp_to_fp"](self, src, dst_type, rounding_mode)
 
 
 def dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+    """Products of widened operands."""
     return PLAIN["create_dot"](self, widen(a), widen(b), d, input_precision, max_num_imprecise_acc)
 
 
 def binary(self, lhs, rhs, operation):
+    """Arithmetic in fp32, rounded once; comparisons stay what they are."""
     if lhs.dtype.scalar != tl.bfloat16:
         return PLAIN["binary_op"](self, lhs, rhs, operation)
     result = PLAIN["binary_op"](self, widen(lhs), widen(rhs), operation)
@@ -66,6 +71,7 @@ def binary(self, lhs, rhs, operation):
 
 
 def unary(self, arg, operation):
+    """The same with one operand."""
     if arg.dtype.scalar != tl.bfloat16:
         return PLAIN["unary_op"](self, arg, operation)
     return narrow(operation(widen(arg).data))

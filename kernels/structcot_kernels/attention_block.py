@@ -30,7 +30,7 @@ from structcot_kernels._projection import (
 from structcot_kernels.attention_varlen import attention_backward, attention_forward, choose_attention
 from structcot_kernels.checks import need_shape
 from structcot_kernels.reference import Projection, other_input
-from structcot_kernels.rms_norm import rms_norm_backward, rms_norm_forward, rms_norm_weight_grad
+from structcot_kernels.rms_norm import rms_norm_forward, rms_norm_gradients
 from structcot_kernels.rope import rope_forward
 
 
@@ -149,9 +149,8 @@ def norm_heads_back(
     """Gradients of what was normed and, if needed, of the weight."""
     if raw is None or weight_d is None or rstd is None:
         return grad, None
-    rows, grad_rows = raw.flatten(0, 1), grad.flatten(0, 1)
-    grad_weight_d = rms_norm_weight_grad(grad_rows, rows, rstd).to(weight_d.dtype) if need_weight else None
-    return rms_norm_backward(grad_rows, rows, weight_d.to(grad.dtype), rstd).view(grad.shape), grad_weight_d
+    grad_rows, grad_weight_d = rms_norm_gradients(grad.flatten(0, 1), raw.flatten(0, 1), weight_d, rstd, None, True, need_weight)
+    return grad_rows.view(grad.shape), grad_weight_d  # type: ignore[union-attr]
 
 
 class _AttentionBlock(torch.autograd.Function):
@@ -175,7 +174,7 @@ class _AttentionBlock(torch.autograd.Function):
         x_TD, rstd_T = rms_norm_forward(hidden_TD, norm_weight_D.to(hidden_TD.dtype), options.eps)
         s_TR = low_rank_inputs(x_TD, group, options.dropout, keys_T)
         heads = make_heads(x_TD, group, s_TR, layout, (q_norm_d, k_norm_d), options.eps)
-        attended = attend(heads, layout, options)
+        attended = attention_forward(*heads[:3], *packing_of(layout, options))
         out_TN = attended[0].flatten(1)
         s_o_TR = low_rank_inputs(out_TN, (o,), options.dropout, other_input(keys_T))
         result_TD = project_forward(out_TN, o, s_o_TR, residual_TN=hidden_TD)
@@ -194,20 +193,19 @@ class _AttentionBlock(torch.autograd.Function):
         layout, (s_TR, s_o_TR, out_THd, lse_HT, x_TD, rstd_T), heads, parameters = Layout(*saved[:4]), saved[4:10], saved[10:17], saved[17:]
         *group, o = unflatten(parameters, options.scales)
         _, need_hidden, need_norm, need_q_norm, need_k_norm, _, _, _, _, _, *needs = ctx.needs_input_grad
-        norm_weight = norm_weight_D.to(hidden_TD.dtype)
         if x_TD is None:
-            x_TD, rstd_T = rms_norm_forward(hidden_TD, norm_weight, options.eps)
+            x_TD, rstd_T = rms_norm_forward(hidden_TD, norm_weight_D.to(hidden_TD.dtype), options.eps)
             heads = make_heads(x_TD, group, s_TR, layout, (q_norm_d, k_norm_d), options.eps)
         q_THd, k_TGd, v_TGd, raw_q_THd, raw_k_TGd, q_rstd, k_rstd = heads
         if out_THd is None:
-            out_THd, lse_HT = attend(Heads(*heads), layout, options)
+            out_THd, lse_HT = attention_forward(q_THd, k_TGd, v_TGd, *packing_of(layout, options))
 
         ds_o_TR = low_rank_output_grads((grad_TD,), (o,))
         o_arguments = (dropout, other_input(keys_T))
         o_grads = project_parameter_grads(out_THd.flatten(1), (grad_TD,), (o,), s_o_TR, ds_o_TR, *o_arguments, needs[12:])
         dout_THd = project_input_grad((grad_TD,), (o,), ds_o_TR, *o_arguments).view(out_THd.shape)
-        seqlens = (layout.cu_seqlens_S1, options.max_seqlen, layout.head_dim**-0.5, options.implementation)
-        dq_THd, dk_TGd, dv_TGd = attention_backward(dout_THd, q_THd, k_TGd, v_TGd, out_THd, lse_HT, *seqlens)
+        saved_heads = (q_THd, k_TGd, v_TGd, out_THd, lse_HT)
+        dq_THd, dk_TGd, dv_TGd = attention_backward(dout_THd, *saved_heads, *packing_of(layout, options))
         dq_THd, dk_TGd = (rope_forward(grad, *layout[:3], True) for grad in (dq_THd, dk_TGd))
         dq_THd, dq_norm_d = norm_heads_back(dq_THd, raw_q_THd, q_norm_d, q_rstd, need_q_norm)
         dk_TGd, dk_norm_d = norm_heads_back(dk_TGd, raw_k_TGd, k_norm_d, k_rstd, need_k_norm)
@@ -218,12 +216,10 @@ class _AttentionBlock(torch.autograd.Function):
         dhidden_TD = dnorm_D = None
         if need_hidden or need_norm:
             dx_TD = project_input_grad(grads_TN, group, ds_TR, dropout, keys_T)
-            dhidden_TD = rms_norm_backward(dx_TD, hidden_TD, norm_weight, rstd_T, grad_TD) if need_hidden else None
-            dnorm_D = rms_norm_weight_grad(dx_TD, hidden_TD, rstd_T).to(norm_weight_D.dtype) if need_norm else None
+            dhidden_TD, dnorm_D = rms_norm_gradients(dx_TD, hidden_TD, norm_weight_D, rstd_T, grad_TD, need_hidden, need_norm)
         return None, dhidden_TD, dnorm_D, dq_norm_d, dk_norm_d, None, None, None, None, None, *group_grads, *o_grads
 
 
-def attend(heads: Heads, layout: Layout, options: AttentionOptions) -> tuple[Tensor, Tensor]:
-    """Output (T, H, d) and log-sum-exp (H, T)."""
-    scale = layout.head_dim**-0.5
-    return attention_forward(*heads[:3], layout.cu_seqlens_S1, options.max_seqlen, scale, options.implementation)
+def packing_of(layout: Layout, options: AttentionOptions) -> tuple[Tensor, int, float, str]:
+    """What attention needs beside its heads: borders, longest document, scale and implementation."""
+    return layout.cu_seqlens_S1, options.max_seqlen, layout.head_dim**-0.5, options.implementation

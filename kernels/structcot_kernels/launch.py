@@ -38,6 +38,10 @@ class Launch:
 
 
 HOPPER = 90
+"""Compute capability 9.0."""
+
+MIN_PROGRAMS = 264
+"""Programs that fill a GPU: two for each of an H100's 132 multiprocessors."""
 
 _backend = "auto"
 _recorded: list[Launch] | None = None
@@ -117,6 +121,16 @@ def _capability(device: torch.device) -> int:
 def cdiv(size: int, block: int) -> int:
     """Blocks that cover `size`."""
     return -(-size // block)
+
+
+def chunks_for(num_blocks: int, side_by_side: int) -> tuple[int, int]:
+    """Chunks that a sum over `num_blocks` blocks is cut into, and the blocks of each, where `side_by_side` programs make a chunk.
+
+    There are enough of them to fill a GPU, one at least, and none is empty.
+    """
+    num_blocks = max(1, num_blocks)
+    blocks_at_once = cdiv(num_blocks, min(num_blocks, cdiv(MIN_PROGRAMS, max(1, side_by_side))))
+    return cdiv(num_blocks, blocks_at_once), blocks_at_once
 
 
 def power_of_2(size: int) -> int:

@@ -36,7 +36,7 @@ from structcot_kernels._projection import (
 from structcot_kernels.checks import need_shape
 from structcot_kernels.launch import runs_triton
 from structcot_kernels.reference import Projection, other_input
-from structcot_kernels.rms_norm import rms_norm_backward, rms_norm_forward, rms_norm_weight_grad
+from structcot_kernels.rms_norm import rms_norm_forward, rms_norm_gradients
 from structcot_kernels.swiglu import swiglu_backward, swiglu_forward
 from structcot_kernels.swiglu_low_rank import MAX_RANK, swiglu_low_rank_backward, swiglu_low_rank_forward
 
@@ -137,9 +137,9 @@ class _MlpBlock(torch.autograd.Function):
         hidden_TD, norm_weight_D, keys_T, s_TR, s_down_TR, x_TD, rstd_T, gate_TF, up_TF, *parameters = ctx.saved_tensors
         gate, up, down = unflatten(parameters, options.scales)
         _, need_hidden, need_norm, _, *needs = ctx.needs_input_grad
-        norm_weight, dropout, down_keys_T = norm_weight_D.to(hidden_TD.dtype), options.dropout, other_input(keys_T)
+        dropout, down_keys_T = options.dropout, other_input(keys_T)
         if x_TD is None:
-            x_TD, rstd_T = rms_norm_forward(hidden_TD, norm_weight, options.eps)
+            x_TD, rstd_T = rms_norm_forward(hidden_TD, norm_weight_D.to(hidden_TD.dtype), options.eps)
             gate_TF, up_TF = gate_and_up(x_TD, gate, up, s_TR, options.rides)
 
         ds_down_TR = low_rank_output_grads((grad_TD,), (down,))
@@ -164,6 +164,5 @@ class _MlpBlock(torch.autograd.Function):
         dhidden_TD = dnorm_D = None
         if need_hidden or need_norm:
             dx_TD = project_input_grad((dgate_TF, dup_TF), (gate, up), ds_TR, dropout, keys_T)
-            dhidden_TD = rms_norm_backward(dx_TD, hidden_TD, norm_weight, rstd_T, grad_TD) if need_hidden else None
-            dnorm_D = rms_norm_weight_grad(dx_TD, hidden_TD, rstd_T).to(norm_weight_D.dtype) if need_norm else None
+            dhidden_TD, dnorm_D = rms_norm_gradients(dx_TD, hidden_TD, norm_weight_D, rstd_T, grad_TD, need_hidden, need_norm)
         return None, dhidden_TD, dnorm_D, None, *parameter_grads

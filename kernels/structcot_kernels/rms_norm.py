@@ -94,6 +94,21 @@ def rms_norm_weight_grad(grad_TD: Tensor, hidden_TD: Tensor, rstd_T: Tensor) -> 
     return (grad_TD.float() * scaled_TD).sum(0).to(hidden_TD.dtype)
 
 
+def rms_norm_gradients(
+    grad_TD: Tensor,
+    rows_TD: Tensor,
+    weight_D: Tensor,
+    rstd_T: Tensor,
+    grad_residual_TD: Tensor | None,
+    need_rows: bool,
+    need_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the rows and of the weight, None where not needed; a weight of another dtype is rounded, and gets its own back."""
+    grad_rows_TD = rms_norm_backward(grad_TD, rows_TD, weight_D.to(rows_TD.dtype), rstd_T, grad_residual_TD) if need_rows else None
+    grad_weight_D = rms_norm_weight_grad(grad_TD, rows_TD, rstd_T).to(weight_D.dtype) if need_weight else None
+    return grad_rows_TD, grad_weight_D
+
+
 def need_operands(operation: str, weight_D: Tensor, hidden_TD: Tensor, **others: Tensor | None) -> None:
     """Refuse what the kernels would misread."""
     need_shape(operation, "weight_D", weight_D, (hidden_TD.shape[-1],))
@@ -151,12 +166,9 @@ def differentiate(ctx, grad_TD, grad_summed_TD=None):
     rows_TD, weight_D, rstd_T = ctx.saved_tensors
     if grad_TD is None:
         return grad_summed_TD, None
-    grad_TD = grad_TD.contiguous()
     grad_residual_TD = None if grad_summed_TD is None else grad_summed_TD.contiguous()
-    grad_rows_TD = rms_norm_backward(grad_TD, rows_TD, weight_D, rstd_T, grad_residual_TD) if ctx.needs_input_grad[0] else None
-    weight_index = len(ctx.needs_input_grad) - 2
-    grad_weight_D = rms_norm_weight_grad(grad_TD, rows_TD, rstd_T) if ctx.needs_input_grad[weight_index] else None
-    return grad_rows_TD, grad_weight_D
+    *need_rows, need_weight, _ = ctx.needs_input_grad
+    return rms_norm_gradients(grad_TD.contiguous(), rows_TD, weight_D, rstd_T, grad_residual_TD, any(need_rows), need_weight)
 
 
 def norm_gradients(ctx, grad_TD, _):

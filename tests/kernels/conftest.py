@@ -18,6 +18,13 @@ def triton() -> Iterator[None]:
     use_backend("torch")
 
 
+@pytest.fixture(params=["triton", "torch"])
+def backend(request) -> str:
+    """A test that takes it runs on Triton, and again on PyTorch."""
+    use_backend(request.param)
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where kernels run here."""

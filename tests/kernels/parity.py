@@ -42,6 +42,15 @@ def assert_as_exact(ours: Tensor, other: Tensor, truth: Tensor, floor: float, la
         assert error <= allowed, f"{label}: {measure.__name__} {error:.3e}, allowed {allowed:.3e}"
 
 
+def assert_compile_sees_it_whole(function: Function, tensors: Sequence[Tensor]) -> None:
+    """Check that torch.compile traces `function(*tensors)` and its backward without a break, to the same values."""
+    trained = [tensor for tensor in tensors if tensor.requires_grad]
+    wanted, got = function(*tensors), torch.compile(function, fullgraph=True, backend="aot_eager")(*tensors)
+    torch.testing.assert_close(got, wanted)
+    for one, other in zip(*(torch.autograd.grad(out.sum(), trained) for out in (got, wanted)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def frobenius_error(values: Tensor, truth: Tensor) -> float:
     """Norm of the difference over the norm of the truth."""
     return relative(lambda tensor: tensor.norm(), values, truth)

@@ -7,17 +7,10 @@ import torch
 from torch import Tensor
 
 from structcot_kernels import Projection, attention_block, reference
-from structcot_kernels.launch import use_backend
 from tests.kernels.blocks import EPS, LENGTHS, CountOperators, D, T, kept_bytes, keys, projection_tensors
-from tests.kernels.parity import DTYPES, assert_parity, random
+from tests.kernels.parity import DTYPES, assert_compile_sees_it_whole, assert_parity, random
 
 H, G, HEAD = 6, 2, 16
-
-
-@pytest.fixture(params=["triton", "torch"])
-def backend(request) -> str:
-    use_backend(request.param)
-    return request.param
 
 
 def tensors(
@@ -128,13 +121,7 @@ def test_each_rung_keeps_what_it_says(device, backend: str) -> None:
 
 def test_compile_sees_it_whole(device, backend: str) -> None:
     present, there = split(tensors(torch.float32, device))
-    block = block_of(attention_block, present, device)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-    trained = [tensor for tensor in there if tensor.requires_grad]
-    wanted, got = block(*there), compiled(*there)
-    torch.testing.assert_close(got, wanted)
-    for one, other in zip(*(torch.autograd.grad(out.sum(), trained) for out in (got, wanted)), strict=True):
-        torch.testing.assert_close(one, other)
+    assert_compile_sees_it_whole(block_of(attention_block, present, device), there)
 
 
 def test_operands_that_do_not_fit_are_refused(device) -> None:

@@ -24,12 +24,6 @@ ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0
 QWEN_32B = {"num_rows": 16384, "num_columns": 152064, "inner": 5120}
 
 
-@pytest.fixture(params=["triton", "torch"])
-def backend(request) -> str:
-    use_backend(request.param)
-    return request.param
-
-
 def operands(num_rows: int, num_columns: int, inner: int, dtype: torch.dtype, device, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden, weight and labels, the first and the last column among them; logits have the standard deviation `spread`."""
     hidden_MD = random(num_rows, inner, dtype=dtype, device=device)

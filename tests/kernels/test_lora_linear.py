@@ -7,16 +7,10 @@ import torch
 from torch import Tensor
 
 from structcot_kernels import Projection, lora_gate_up, lora_linear, lora_qkv, reference
-from structcot_kernels.launch import use_backend
-from tests.kernels.parity import DTYPES, assert_parity, random
+from tests.kernels.blocks import T, keys
+from tests.kernels.parity import DTYPES, assert_compile_sees_it_whole, assert_parity, random
 
-T, K = 37, 96
-
-
-@pytest.fixture(params=["triton", "torch"])
-def backend(request) -> str:
-    use_backend(request.param)
-    return request.param
+K = 96
 
 
 def parameters(num_outputs: int, rank: int, dtype: torch.dtype, device, seed: int = 0, trained: bool = False) -> list[Tensor]:
@@ -26,10 +20,6 @@ def parameters(num_outputs: int, rank: int, dtype: torch.dtype, device, seed: in
     lora_a_RK = random(rank, K, dtype=dtype, seed=seed, scale=K**-0.5, device=device)
     lora_b_NR = random(num_outputs, rank, dtype=dtype, seed=seed + 1, scale=0.3, device=device)
     return [weight_NK, bias_N, lora_a_RK, lora_b_NR]
-
-
-def keys(device) -> Tensor:
-    return torch.randint(0, 2**62, (T,), generator=torch.Generator().manual_seed(0)).to(device)
 
 
 @pytest.mark.parametrize("rank", [1, 16, 48, 512])
@@ -124,12 +114,8 @@ def test_leading_dimensions_may_be_many(device, backend: str) -> None:
 
 
 def test_compile_sees_it_whole(device) -> None:
-    x_TK, tensors = random(T, K, dtype=torch.float32, device=device), parameters(40, 4, torch.float32, device)
-    compiled = torch.compile(lora_linear, fullgraph=True, backend="aot_eager")
-    wanted, got = lora_linear(x_TK, *tensors, 2.0), compiled(x_TK, *tensors, 2.0)
-    torch.testing.assert_close(got, wanted)
-    for one, other in zip(*(torch.autograd.grad(out.sum(), [x_TK, *tensors[2:]]) for out in (got, wanted)), strict=True):
-        torch.testing.assert_close(one, other)
+    tensors = [random(T, K, dtype=torch.float32, device=device), *parameters(40, 4, torch.float32, device)]
+    assert_compile_sees_it_whole(lambda *tensors: lora_linear(*tensors, 2.0), tensors)
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,12 @@ from torch import Tensor
 
 from structcot_kernels._cost import COSTS
 from structcot_kernels.jit import low_rank as jit
-from structcot_kernels.launch import use_backend
 from structcot_kernels.low_rank import low_rank_down, low_rank_down_dropped, low_rank_grad, low_rank_up
 from structcot_kernels.reference import keep_mask
 from tests.kernels.parity import DTYPES, FLOORS, assert_as_exact, random
 
 SHAPES = [(1, 1, 1), (7, 63, 3), (70, 130, 16), (129, 96, 40), (40, 33, 200)]
 """T, N, R."""
-
-
-@pytest.fixture(params=["triton", "torch"])
-def backend(request) -> str:
-    use_backend(request.param)
-    return request.param
 
 
 def tensors(shape: tuple[int, int, int], dtype: torch.dtype, device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -89,7 +82,7 @@ def test_many_chunks_add_up_and_repeat_bit_for_bit(device, monkeypatch: pytest.M
     assert jit.chunks_of(300, 40, 5) == (5, 64)
     many = [low_rank_grad(s_TR, rows_TN, 1.0, False, 0.2, keys_T) for _ in range(2)]
     assert torch.equal(*many)
-    monkeypatch.setattr(jit, "MIN_PROGRAMS", 1)
+    monkeypatch.setattr("structcot_kernels.launch.MIN_PROGRAMS", 1)
     assert jit.chunks_of(300, 40, 5) == (1, 320)
     torch.testing.assert_close(low_rank_grad(s_TR, rows_TN, 1.0, False, 0.2, keys_T), many[0], rtol=1e-5, atol=1e-5)
 

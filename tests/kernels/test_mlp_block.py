@@ -7,18 +7,11 @@ import torch
 from torch import Tensor
 
 from structcot_kernels import Projection, mlp_block, reference
-from structcot_kernels.launch import use_backend
 from structcot_kernels.swiglu_low_rank import MAX_RANK
 from tests.kernels.blocks import EPS, CountOperators, D, T, kept_bytes, keys, projection_tensors
-from tests.kernels.parity import DTYPES, assert_parity, random
+from tests.kernels.parity import DTYPES, assert_compile_sees_it_whole, assert_parity, random
 
 F = 80
-
-
-@pytest.fixture(params=["triton", "torch"])
-def backend(request) -> str:
-    use_backend(request.param)
-    return request.param
 
 
 def tensors(dtype: torch.dtype, device, ranks: tuple[int, int, int] = (16, 16, 16), trained: bool = False) -> list[Tensor | None]:
@@ -114,13 +107,7 @@ def test_each_rung_keeps_what_it_says(device, backend: str) -> None:
 def test_compile_sees_it_whole(device, backend: str) -> None:
     given = tensors(torch.float32, device)
     present, there = [tensor is not None for tensor in given], [tensor for tensor in given if tensor is not None]
-    block = block_of(mlp_block, present)
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-    trained = [tensor for tensor in there if tensor.requires_grad]
-    wanted, got = block(*there), compiled(*there)
-    torch.testing.assert_close(got, wanted)
-    for one, other in zip(*(torch.autograd.grad(out.sum(), trained) for out in (got, wanted)), strict=True):
-        torch.testing.assert_close(one, other)
+    assert_compile_sees_it_whole(block_of(mlp_block, present), there)
 
 
 def test_no_gradient_is_made_of_what_is_frozen(device, backend: str) -> None:

@@ -126,3 +126,11 @@ def test_no_operand_is_written_to(backend: str, device) -> None:
     rms_norm_backward(grad_TD, hidden_TD, weight_D, rstd_T, delta_TD)
     rms_norm_weight_grad(grad_TD, hidden_TD, rstd_T)
     assert all(torch.equal(*pair) for pair in zip(before, (hidden_TD, grad_TD, delta_TD, weight_D, rstd_T), strict=True))
+
+
+def test_the_added_rows_alone_may_need_a_gradient(device) -> None:
+    hidden_TD, delta_TD = (random(5, 64, dtype=torch.float32, seed=seed, device=device) for seed in (0, 1))
+    weight_D = random(64, dtype=torch.float32, trained=False, device=device)
+    both = torch.autograd.grad(add_rms_norm(hidden_TD, delta_TD, weight_D, EPS)[0].square().sum(), (hidden_TD, delta_TD))
+    (alone,) = torch.autograd.grad(add_rms_norm(hidden_TD.detach(), delta_TD, weight_D, EPS)[0].square().sum(), delta_TD)
+    assert torch.equal(alone, both[1])

@@ -10,7 +10,6 @@ from structcot.model.rotary import rotary_tables
 from structcot.model.spec import ModelSpec, RopeSpec
 from structcot_kernels import reference, rope
 from structcot_kernels._cost import COSTS
-from structcot_kernels.launch import use_backend
 from structcot_kernels.rope import rope_forward
 from tests.kernels.parity import DTYPES, assert_parity, random
 
@@ -21,12 +20,6 @@ ROPES = {
     "llama3": RopeSpec(kind="llama3", theta=5e5, factor=8.0, original_positions=64),
     "yarn": RopeSpec(kind="yarn", theta=1e4, factor=4.0, original_positions=64, attention_factor=1.1386),
 }
-
-
-@pytest.fixture(params=["triton", "torch"])
-def backend(request) -> str:
-    use_backend(request.param)
-    return request.param
 
 
 def tables(width: int, device, kind: str = "default", num_positions: int = 256) -> tuple[Tensor, Tensor]:

@@ -7,17 +7,10 @@ import torch
 
 from structcot_kernels import reference, swiglu
 from structcot_kernels._cost import COSTS
-from structcot_kernels.launch import use_backend
 from structcot_kernels.swiglu import swiglu_backward, swiglu_forward
 from tests.kernels.parity import DTYPES, FLOORS, assert_as_exact, assert_parity, random
 
 SHAPES = [(1, 1), (7, 63), (3, 5120), (70, 128), (9, 1025)]
-
-
-@pytest.fixture(params=["triton", "torch"])
-def backend(request) -> str:
-    use_backend(request.param)
-    return request.param
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-3, 30.0], ids=["usual", "small", "peaked"])

@@ -13,10 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from structcot_kernels.launch import cdiv, launch, power_of_2
-
-MIN_PROGRAMS = 264
-"""Programs that the gradients' sum over tokens is cut up for: two for each of an H100's 132 multiprocessors."""
+from structcot_kernels.launch import cdiv, chunks_for, launch, power_of_2
 
 
 def down(x_TK: Tensor, a_RK: Tensor, dropout: float, keys_T: Tensor) -> Tensor:
@@ -128,12 +125,11 @@ def grad_tile(rank: int) -> dict[str, int]:
 
 
 def chunks_of(num_rows: int, num_columns: int, rank: int) -> tuple[int, int]:
-    """Chunks of tokens, and tokens in each: enough programs to fill a GPU, and one chunk at least."""
+    """Chunks of tokens, and tokens in each."""
     tile = grad_tile(rank)
-    side_by_side = max(1, cdiv(num_columns, tile["BLOCK_N"]) * cdiv(rank, tile["BLOCK_R"]))
-    num_blocks = max(1, cdiv(num_rows, tile["BLOCK_T"]))
-    blocks_at_once = cdiv(num_blocks, min(num_blocks, cdiv(MIN_PROGRAMS, side_by_side)))
-    return cdiv(num_blocks, blocks_at_once), blocks_at_once * tile["BLOCK_T"]
+    side_by_side = cdiv(num_columns, tile["BLOCK_N"]) * cdiv(rank, tile["BLOCK_R"])
+    num_chunks, blocks_at_once = chunks_for(cdiv(num_rows, tile["BLOCK_T"]), side_by_side)
+    return num_chunks, blocks_at_once * tile["BLOCK_T"]
 
 
 @triton.jit

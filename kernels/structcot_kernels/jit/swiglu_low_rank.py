@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from structcot_kernels.launch import HOPPER, arch_of, cdiv, launch, power_of_2
+from structcot_kernels.jit.low_rank import rank_block
+from structcot_kernels.launch import HOPPER, arch_of, cdiv, chunks_for, launch
 
 MAX_RANK = 64
 """The largest rank whose factors' gradients fit well into registers beside the rest.
@@ -15,9 +16,6 @@ MAX_RANK = 64
 At 128 the backward's only tiles that neither spill on Hopper nor leave its own instruction take 16 rows and 64 columns with 8 warps, and
 there both groups of warps make the same products.
 """
-
-MIN_PROGRAMS = 264
-"""Programs that the backward is cut into at least: two for each of an H100's 132 multiprocessors."""
 
 
 def forward(gate_TF: Tensor, up_TF: Tensor, s_T2R: Tensor, b_gate_FR: Tensor, b_up_FR: Tensor, scale: float, a_down_RF: Tensor):
@@ -90,20 +88,18 @@ def backward(
 
 def forward_tile(rank: int) -> dict[str, int]:
     """Rows of a program, columns that it takes at a time."""
-    return {"BLOCK_T": 128, "BLOCK_F": 32, "BLOCK_R": max(16, power_of_2(rank)), "num_warps": 8, "num_stages": 3}
+    return {"BLOCK_T": 128, "BLOCK_F": 32, "BLOCK_R": rank_block(rank, MAX_RANK), "num_warps": 8, "num_stages": 3}
 
 
 def backward_tile(rank: int, arch: int) -> dict[str, int]:
     """Columns of a program, rows that it takes at a time: fewer before Hopper, whose products read shared memory."""
     rows = {"BLOCK_T": 32, "num_stages": 2} if arch >= HOPPER else {"BLOCK_T": 16, "num_stages": 1}
-    return {**rows, "BLOCK_F": 64, "BLOCK_R": max(16, power_of_2(rank)), "num_warps": 4}
+    return {**rows, "BLOCK_F": 64, "BLOCK_R": rank_block(rank, MAX_RANK), "num_warps": 4}
 
 
 def chunks_of(num_rows: int, width: int, tile: dict[str, int]) -> int:
-    """Chunks of rows: enough programs to fill a GPU, no chunk without rows, one at least."""
-    num_blocks = max(1, cdiv(num_rows, tile["BLOCK_T"]))
-    wanted = min(num_blocks, cdiv(MIN_PROGRAMS, max(1, cdiv(width, tile["BLOCK_F"]))))
-    return cdiv(num_blocks, cdiv(num_blocks, wanted))
+    """Chunks of rows; how many blocks of rows are in each, a program finds out."""
+    return chunks_for(cdiv(num_rows, tile["BLOCK_T"]), cdiv(width, tile["BLOCK_F"]))[0]
 
 
 @triton.jit
