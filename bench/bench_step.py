@@ -24,7 +24,6 @@ from structcot.data.batch import MicroBatch, pack
 from structcot.data.render import unmasked_sample
 from structcot.fetch import resolve_model
 from structcot.model.weights import build_model
-from structcot_kernels import linear_cross_entropy
 
 
 def main() -> None:
@@ -71,7 +70,7 @@ def our_step(model_dir: Path, config: Config, batch: MicroBatch) -> Callable[[],
     model = build_model(model_dir, config, torch.device("cpu"))
 
     def step() -> None:
-        loss_sum, _ = linear_cross_entropy(model(batch), model.lm_head.weight, batch.labels_M)
+        loss_sum, _ = model(batch)
         (loss_sum / batch.num_supervised).backward()
         model.zero_grad()
 

@@ -3,7 +3,7 @@
 Ours is first held against a baseline on the very tensors that will be timed; on a GPU the operation's own tests run before that. Where
 either fails, the operation is blocked: not timed, named at the end, and the exit status is 1. The sides take turns, so that a change of
 clock or load meets all of them. On a GPU, events around a side time it, after a write that sweeps the L2 cache; on a CPU the wall clock.
-Arithmetic and bytes are those of our side by the cost formulas (bench.counting), so rates are of work that counts, not of traffic seen.
+Arithmetic and bytes are those of our side by the cost formulas (structcot.counting), so rates are of work that counts, not of traffic seen.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.counting import Tally
 from bench.report import HEADER, OURS, Result, milliseconds_of, report, rows_of
+from structcot.counting import Tally
 from structcot_kernels._cost import Cost
 
 ROOT = Path(__file__).parent.parent

@@ -1,9 +1,9 @@
 """One training step of Qwen2.5-32B's shape with few layers, counted on tensors without memory: our decoder, and transformers + PEFT.
 
-Both sides run their real code forward and backward, and every kernel is noted (bench.counting). They share what is no difference between
-them: adapters on all seven projections, no dropout, a label for every token, documents of one length, and attention, which costs what
-structcot_kernels says wherever it is called. The peer is taken at its best: adapters in bf16 where its default is fp32, and documents as
-the rows of a batch without padding. Legend: B documents, L tokens of each, H query heads, G key-value heads, d head width.
+Both sides run their real code forward and backward, and every kernel is noted (structcot.counting). They share what is no difference
+between them: adapters on all seven projections, no dropout, a label for every token, documents of one length, and attention, which costs
+what structcot_kernels says wherever it is called. The peer is taken at its best: adapters in bf16 where its default is fp32, and documents
+as the rows of a batch without padding. Legend: B documents, L tokens of each, H query heads, G key-value heads, d head width.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from bench.counting import Kernel, SavedBytes, Tally, is_product
 from structcot.config import PROJECTIONS, TuningConfig
+from structcot.counting import Kernel, SavedBytes, Tally, is_product
 from structcot.data.batch import pack
 from structcot.data.render import unmasked_sample
 from structcot.model.decoder import Decoder
 from structcot.model.lora import attach_lora
 from structcot.model.spec import ModelSpec, RopeSpec
-from structcot_kernels import attention_varlen, linear_cross_entropy
+from structcot_kernels import attention_varlen
 from structcot_kernels._cost import roofline_seconds
 from structcot_kernels.launch import backend, use_backend
 
@@ -114,7 +114,7 @@ def count_ours(setting: Setting, num_layers: int) -> StepCost:
     with torch.device("meta"):
         model = Decoder(replace(QWEN2_5_32B, num_layers=num_layers), torch.bfloat16).to(torch.bfloat16)
     if setting.rank:
-        attach_lora(model, TuningConfig(lora_r=setting.rank), seed=0)
+        attach_lora(model, TuningConfig(lora_r=setting.rank))
         model.to("meta")
     else:
         model.requires_grad_(False)
@@ -125,7 +125,7 @@ def count_ours(setting: Setting, num_layers: int) -> StepCost:
     chosen = backend()
     use_backend("triton")
     try:
-        return count(model, lambda: linear_cross_entropy(model(batch), model.lm_head.weight, batch.labels_M)[0], setting.rank)
+        return count(model, lambda: model(batch)[0], setting.rank)
     finally:
         use_backend(chosen)
 

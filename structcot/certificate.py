@@ -8,7 +8,7 @@ closer to the live one than the base model is, or closer than FLOOR_NATS, or bot
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,24 @@ from structcot.data.batch import MicroBatch
 from structcot.errors import ExportError
 from structcot.export_files import ADAPTER_WEIGHTS
 from structcot.files import write_json
-from structcot.model.decoder import Decoder
-from structcot.model.lora import adapters_of
 
 FLOOR_NATS = 1e-4
 MARGIN = 10.0
 
 
-def certify_adapter(model: Decoder, model_dir: Path, config: Config, adapter_dir: Path, probe: MicroBatch) -> dict[str, Any]:
+def certify_adapter(
+    tensors: Mapping[str, Tensor], live_MV: Tensor, model_dir: Path, config: Config, adapter_dir: Path, probe: MicroBatch
+) -> dict[str, Any]:
     """Reload the adapter in plain PEFT, compare, write certificate.json beside it and return its content.
+
+    `tensors` are the live adapter's by the names of the file, `live_MV` the trained model's fp32 logits of the probe.
 
     Raises:
         ExportError: if names, shapes or values are not those of the live model, every B is zero, or the logits differ.
     """
     from peft import PeftModel
 
-    certificate = _check_files(model, adapter_dir)
-    live_MV = _live_logits(model, probe)
+    certificate = _check_files(tensors, adapter_dir)
     base = load_plain(model_dir, config)
     base_MV = _plain_logits(base, probe)
     with torch.no_grad():
@@ -63,13 +64,12 @@ def certify_adapter(model: Decoder, model_dir: Path, config: Config, adapter_dir
     return _judge(certificate, adapter_dir, reloaded_MV, live_MV, exact_logits)
 
 
-def certify_model(model: Decoder, model_dir: Path, config: Config, export_dir: Path, probe: MicroBatch) -> dict[str, Any]:
+def certify_model(live_MV: Tensor, model_dir: Path, config: Config, export_dir: Path, probe: MicroBatch) -> dict[str, Any]:
     """Reload a whole exported checkpoint in plain transformers, compare, write certificate.json beside it and return its content.
 
     Raises:
         ExportError: if the logits differ.
     """
-    live_MV = _live_logits(model, probe)
     base_MV = _plain_logits(load_plain(model_dir, config), probe)
     exported_MV = _plain_logits(load_plain(export_dir, config), probe)
     certificate = {
@@ -114,13 +114,9 @@ def _judge(
     return certificate
 
 
-def _check_files(model: Decoder, adapter_dir: Path) -> dict[str, Any]:
+def _check_files(live: Mapping[str, Tensor], adapter_dir: Path) -> dict[str, Any]:
     """Names, shapes and values of the saved adapter against the live one, bit for bit."""
     saved = load_file(adapter_dir / ADAPTER_WEIGHTS)
-    live = {}
-    for name, pair in adapters_of(model):
-        live[f"base_model.model.{name}.lora_A.weight"] = pair.lora_A.detach().cpu()
-        live[f"base_model.model.{name}.lora_B.weight"] = pair.lora_B.detach().cpu()
     differing = [
         name for name in saved.keys() | live.keys() if name not in saved or name not in live or not torch.equal(saved[name], live[name])
     ]
@@ -149,15 +145,6 @@ def load_plain(model_dir: Path, config: Config, dtype: torch.dtype | None = None
 def _plain_logits(model, probe: MicroBatch) -> Tensor:
     logits_TV = model(input_ids=probe.tokens_T.cpu().unsqueeze(0)).logits.squeeze(0)
     return logits_TV[probe.rows_M.cpu()].float()
-
-
-@torch.no_grad()
-def _live_logits(model: Decoder, probe: MicroBatch) -> Tensor:
-    was_training = model.training
-    model.eval()
-    logits_MV = model.logits(probe).cpu()
-    model.train(was_training)
-    return logits_MV
 
 
 def _relative(got_MV: Tensor, wanted_MV: Tensor) -> float:

@@ -17,7 +17,7 @@ import typer
 
 from structcot import __version__
 from structcot.config_file import load_config
-from structcot.errors import ConfigError, StructcotError
+from structcot.errors import ConfigError, StructcotError, ToldElsewhere
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of the run")]
 Overrides = Annotated[
@@ -80,9 +80,33 @@ def train(config: ConfigFile, overrides: Overrides = None, json_file: JsonFile =
     from structcot.train import train as train_run
 
     facts = train_run(load_config(config, overrides or ()))
-    for name in ("report", "weights", "metrics"):
-        print(f"{name:8} {facts[name]}")
-    _write_json(json_file, facts)
+    if os.environ.get("RANK", "0") == "0":
+        for name in ("report", "weights", "metrics"):
+            print(f"{name:8} {facts[name]}")
+        _write_json(json_file, facts)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    world_size: Annotated[int, typer.Option(min=1, help="GPUs of the run")] = 8,
+    device: Annotated[str, typer.Option(help="kind of GPU: h100-80gb, h200-141gb, b200-180gb, a100-80gb")] = "h100-80gb",
+    document_tokens: Annotated[int | None, typer.Option(min=1, help="assume documents of this length instead of the data's")] = None,
+    price: Annotated[float, typer.Option(min=0.0, help="of one GPU for an hour, to tell the cost of the run")] = 0.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Predict memory, time and cost of a run on GPUs, without a GPU and without the model's weights. Ends with 1 if it does not fit."""
+    from structcot.machines import find_machine
+    from structcot.plan import plan_run
+    from structcot.plan_text import facts_of, text_of
+
+    machine = find_machine(device)
+    predicted = plan_run(load_config(config, overrides or ()), world_size, machine, document_tokens)
+    print(text_of(predicted, price))
+    _write_json(json_file, facts_of(predicted, price))
+    if not predicted.fits:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -135,6 +159,8 @@ def _guarded(arguments: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         app(args=arguments, prog_name="structcot")
+    except ToldElsewhere as error:
+        sys.exit(error.exit_status)
     except StructcotError as error:
         print(f"structcot: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

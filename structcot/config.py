@@ -133,7 +133,10 @@ class TrainConfig(Section):
 
 
 class ParallelConfig(Section):
-    """`[parallel]`: how the run is laid over processes, and what it keeps in memory. Nothing here changes the result."""
+    """`[parallel]`: how the run is laid over processes, and what it keeps in memory. Nothing here changes the result.
+
+    `hang_seconds` is how long a rank may make no progress before it is taken to hang.
+    """
 
     shard: int = Field(default=-1, ge=-1)
     replicate: int = Field(default=1, ge=1)
@@ -141,6 +144,7 @@ class ParallelConfig(Section):
     max_tokens_per_microbatch: int = Field(default=32768, ge=2)
     recompute: Literal["none", "block", "full", "auto"] = "auto"
     cpu_offload: Literal["none", "activations", "optimizer", "parameters"] = "none"
+    hang_seconds: float = Field(default=1800.0, gt=0.0)
 
 
 class CheckpointConfig(Section):

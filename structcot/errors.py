@@ -62,3 +62,15 @@ class StoppedWithCheckpoint(StructcotError):
     """A signal stopped the run after a complete checkpoint; the same command resumes it."""
 
     exit_status = 75
+
+
+class RankLost(StructcotError):
+    """Another process of the run ended or no longer answers."""
+
+
+class ToldElsewhere(StructcotError):
+    """The same failure as on the first rank, whose message says it: this rank ends with the same status and says nothing."""
+
+    def __init__(self, exit_status: int):
+        super().__init__(exit_status)
+        self.exit_status = exit_status

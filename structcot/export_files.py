@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,12 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from structcot.config import Config
+from structcot.distributed import World
 from structcot.errors import ExportError
 from structcot.files import write_json, write_text
 from structcot.model.decoder import Decoder
 from structcot.model.lora import LoraPair, adapters_of
+from structcot.model.parts import whole_on_cpu
 from structcot.model.weights import read_tensors, save_weights
-from structcot.model_files import TOKENIZER_FILES, copy_files
+from structcot.model_files import SIDE_FILES, TOKENIZER_FILES, copy_files
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `vllm serve --max-lora-rank` takes."""
@@ -39,54 +41,68 @@ class Export:
     serve_command: str
 
 
-def export_adapter(model: Decoder, model_dir: Path, tokenizer, config: Config, directory: Path) -> Export:
-    """Write the adapter of `model` as PEFT does, with the tokenizer and chat template it was trained with.
+def adapter_tensors(model: Decoder) -> dict[str, Tensor]:
+    """The adapter of `model` as PEFT names it, whole and in host memory; every rank must call this."""
+    return {
+        f"base_model.model.{name}.{matrix}.weight": whole_on_cpu(getattr(pair, matrix))
+        for name, pair in adapters_of(model)
+        for matrix in ("lora_A", "lora_B")
+    }
+
+
+def export_adapter(tensors: dict[str, Tensor], model_dir: Path, tokenizer, config: Config, export: Export) -> None:
+    """Write an adapter as PEFT does, with the tokenizer and chat template it was trained with.
 
     Raises:
         ExportError: if the directory cannot be written.
     """
-    tensors = {}
-    for name, pair in adapters_of(model):
-        tensors[f"base_model.model.{name}.lora_A.weight"] = pair.lora_A.detach().cpu().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = pair.lora_B.detach().cpu().contiguous()
-    config = config.model_copy(update={"model_name_or_path": name_for_others(config.model_name_or_path, model_dir)})
-    command = serve_command(config, directory)
-    with _fresh(directory) as fresh:
+    with _fresh(export.path) as fresh:
         save_file(tensors, fresh / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        write_json(fresh / "adapter_config.json", peft_config(config))
+        write_json(fresh / "adapter_config.json", peft_config(served(config, model_dir)))
         _save_tokenizer(model_dir, tokenizer, fresh)
-        write_text(fresh / "README.md", _adapter_card(config, command))
-    return Export(path=directory, serve_command=command)
+        write_text(fresh / "README.md", _adapter_card(served(config, model_dir), export.serve_command))
 
 
-def export_model(model: Decoder, model_dir: Path, tokenizer, directory: Path) -> Export:
+def export_model(model: Decoder, model_dir: Path, tokenizer, directory: Path, world: World) -> None:
     """Write a whole checkpoint in the base's dtypes: the trained weights, or the base with its adapters merged.
 
+    Every rank gives its part of each tensor; the first writes a file at a time, so that it never holds more than one of them.
+
     Raises:
         ExportError: if the directory cannot be written.
     """
-    with _fresh(directory) as fresh:
-        save_weights(merged_tensors(model, model_dir), model_dir, fresh)
-        _save_tokenizer(model_dir, tokenizer, fresh)
-    return Export(path=directory, serve_command=f"vllm serve {directory}")
-
-
-def merged_tensors(model: Decoder, model_dir: Path) -> dict[str, Tensor]:
-    """Every tensor of the base checkpoint with what was learned: W + scale * B A in fp32, or the trained weight, rounded once."""
+    readers = dict(read_tensors(model_dir))
+    if model.spec.tied_head:
+        readers.pop("lm_head.weight", None)
     adapters: dict[str, LoraPair] = dict(adapters_of(model))
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad and "adapters." not in name}
-    tensors: dict[str, Tensor] = {}
-    for name, read in read_tensors(model_dir):
-        if model.spec.tied_head and name == "lm_head.weight":
-            continue
-        base = read()
-        pair = adapters.get(name.removesuffix(".weight"))
+    trained = {name: parameter for name, parameter in model.trained_parameters().items() if ".adapters." not in name}
+
+    def tensor(name: str) -> Tensor:
+        base, pair = readers[name](), adapters.get(name.removesuffix(".weight"))
         if pair is not None:
-            delta = pair.scale * (pair.lora_B.detach().cpu() @ pair.lora_A.detach().cpu())
-            tensors[name] = (base.float() + delta).to(base.dtype)
-        else:
-            tensors[name] = trained[name].detach().cpu().to(base.dtype) if name in trained else base
-    return tensors
+            return merged(base, pair)
+        return whole_on_cpu(trained[name]).to(base.dtype) if name in trained else base
+
+    with ExitStack() as stack:
+        with world.agreed():
+            fresh = stack.enter_context(_fresh(directory)) if world.is_first else None
+        save_weights(readers, tensor, fresh)
+        with world.agreed():
+            if fresh is not None:
+                copy_files(model_dir, fresh, (*SIDE_FILES, *TOKENIZER_FILES))
+                _save_tokenizer(model_dir, tokenizer, fresh)
+
+
+def merged(base_NK: Tensor, pair: LoraPair) -> Tensor:
+    """W + scale * B A in fp32, rounded once to the dtype of W."""
+    delta_NK = pair.scale * (whole_on_cpu(pair.lora_B) @ whole_on_cpu(pair.lora_A))
+    return (base_NK.float() + delta_NK).to(base_NK.dtype)
+
+
+def served(config: Config, model_dir: Path) -> Config:
+    """The config with the base named as other tools load it: a path or hub id as given; for a name of ours, where the model lies."""
+    name = config.model_name_or_path
+    return config.model_copy(update={"model_name_or_path": name if "/" in name or Path(name).exists() else str(model_dir)})
 
 
 def peft_config(config: Config) -> dict[str, object]:
@@ -115,11 +131,6 @@ def peft_config(config: Config) -> dict[str, object]:
         "inference_mode": True,
         "peft_version": metadata.version("peft"),
     }
-
-
-def name_for_others(name: str, model_dir: Path) -> str:
-    """What other tools load the base by: a path or hub id as it was given; for a name that only structcot knows, where the model lies."""
-    return name if "/" in name or Path(name).exists() else str(model_dir)
 
 
 def serve_command(config: Config, adapter_dir: Path) -> str:

@@ -25,7 +25,7 @@ from structcot import __version__, smollm2
 from structcot.countdown import DIFFICULTIES, Difficulty, write_countdown
 from structcot.errors import ConfigError, FetchError
 from structcot.files import write_json
-from structcot.hub import cache_directory, file_facts, find_snapshot, has_files, is_wanted
+from structcot.hub import cache_directory, file_facts, find_shape, find_snapshot, has_files, is_wanted
 from structcot.model_files import check_model_directory
 
 SMOLLM2, COUNTDOWN = "smollm2-135m", "countdown"
@@ -76,6 +76,21 @@ def resolve_model(name: str, revision: str) -> Path:
     path = fetch(name, revision=revision)
     check_model_directory(path)
     return path
+
+
+def resolve_shape(name: str, revision: str) -> Path:
+    """Return a directory with the config and tokenizer of `model_name_or_path`; weights are not brought, and need not be there.
+
+    Raises:
+        ConfigError: if `name` is no directory and nothing that can be fetched.
+        FetchError: if it cannot be fetched.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name == SMOLLM2 or not HUB_ID.fullmatch(name):
+        return resolve_model(name, revision)
+    return find_shape(name, revision)
 
 
 def _fetch_countdown(directory: Path, num_records: int, seed: int, difficulty: Difficulty) -> Path:

@@ -71,7 +71,7 @@ def find_snapshot(repo_id: str, revision: str, kinds: Sequence[str] = ("model", 
         try:
             return _download(repo_id, revision, kind)
         except (HTTPError, HFValidationError, XetDownloadError, OSError) as error:
-            failures.append(f"as a {kind}: {(str(error).strip() or repr(error)).splitlines()[0]}")
+            failures.append(f"as a {kind}: {first_line(error)}")
     for kind in kinds:
         cached = _cached(repo_id, revision, kind)
         if cached is not None:
@@ -81,6 +81,30 @@ def find_snapshot(repo_id: str, revision: str, kinds: Sequence[str] = ("model", 
         f'"{repo_id}" cannot be fetched from the hub at revision "{revision}" ({"; ".join(failures)}); '
         "check the id, the revision and the network, and for a gated repository your hub login"
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, as far as its first line."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def find_shape(repo_id: str, revision: str) -> Path:
+    """Download what says how large a model is and how it reads text, and not its weights; without the hub, take what its cache has.
+
+    Raises:
+        FetchError: if there is no such repository, or the hub cannot be reached and its cache has nothing.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
+
+    patterns = [pattern for pattern in PATTERNS["model"] if pattern != "*.safetensors"]
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, etag_timeout=TIMEOUT_SECONDS))
+    except (HTTPError, HFValidationError, OSError) as error:
+        raise FetchError(
+            f'"{repo_id}": its config cannot be fetched from the hub at revision "{revision}": {first_line(error)};'
+            " check the id, the revision and the network, or give a directory that holds its config.json and tokenizer"
+        ) from error
 
 
 def _download(repo_id: str, revision: str, kind: str) -> Snapshot:

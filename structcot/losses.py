@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,13 @@ from structcot.errors import TrainingDiverged
 MAX_NAMED = 8
 
 
+class Suspects(NamedTuple):
+    """Records (`path:line`) of a rank's micro-batches, and those whose own loss is not finite."""
+
+    records: list[str]
+    guilty: list[str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeanLosses:
     """Mean loss over the supervised tokens of a step: whole, by kind of token (name of data.render.KINDS), and by data source."""
@@ -25,45 +33,61 @@ class MeanLosses:
     by_source: dict[str, float]
 
 
-def mean_losses(batches: Sequence[MicroBatch], losses: Sequence[Tensor]) -> MeanLosses:
-    """Means of the row losses of each micro-batch, summed in fp64; by source only where there is more than one."""
-    losses_M = torch.cat(list(losses)).double()
-    by_kind = _means(losses_M, torch.cat([batch.kinds_M for batch in batches]), KINDS)
-    origins = sorted({origin for batch in batches for origin in batch.origins_S})
-    by_source = {}
-    if len(origins) > 1:
-        numbers_M = [
-            torch.tensor([origins.index(origin) for origin in batch.origins_S], device=losses_M.device)[batch.documents_M]
-            for batch in batches
-        ]
-        by_source = _means(losses_M, torch.cat(numbers_M), origins)
-    return MeanLosses(total=float(losses_M.mean()), by_kind=by_kind, by_source=by_source)
+def loss_sums(batches: Sequence[MicroBatch], losses: Sequence[Tensor], origins: Sequence[str]) -> Tensor:
+    """Sums of the row losses of these micro-batches and how many rows they are, (2, kinds + origins) in fp64 on the CPU.
 
-
-def need_finite(step: int, means: MeanLosses, grad_norm: float, batches: Sequence[MicroBatch], losses: Sequence[Tensor]) -> None:
-    """Stop before the weights change if something is not a number; `step` counts from 1.
-
-    Raises:
-        TrainingDiverged: naming the records whose own loss is not finite, else all records of the step.
+    By kind of token first, then by data source (`origins`); sums of several ranks add up to those of all.
     """
-    if math.isfinite(means.total) and math.isfinite(grad_norm):
-        return
+    losses_M = torch.cat(list(losses)).double()
+    origins_M = [
+        torch.tensor([origins.index(origin) for origin in batch.origins_S], dtype=torch.int64, device=losses_M.device)[batch.documents_M]
+        for batch in batches
+    ]
+    sums = [torch.zeros(2, 0, dtype=torch.float64, device=losses_M.device)]
+    for groups, names in (([batch.kinds_M for batch in batches], KINDS), (origins_M, origins)):
+        groups_M = torch.cat(groups)
+        totals = torch.bincount(groups_M, weights=losses_M, minlength=len(names))
+        sums.append(torch.stack([totals, torch.bincount(groups_M, minlength=len(names)).double()]))
+    return torch.cat(sums, dim=1).cpu()
+
+
+def mean_losses(sums: Tensor, origins: Sequence[str]) -> MeanLosses:
+    """Means from the sums of all ranks (see `loss_sums`); by source only where more than one occurs."""
+    totals, counts = sums.tolist()
+    means = [total / count if count else None for total, count in zip(totals, counts, strict=True)]
+    by_kind, by_source = (
+        {name: mean for name, mean in zip(names, part, strict=True) if mean is not None}
+        for names, part in ((KINDS, means[: len(KINDS)]), (origins, means[len(KINDS) :]))
+    )
+    total = sum(totals[: len(KINDS)]) / sum(counts[: len(KINDS)])
+    return MeanLosses(total=total, by_kind=by_kind, by_source=by_source if len(by_source) > 1 else {})
+
+
+def is_finite(means: MeanLosses, grad_norm: float) -> bool:
+    """Whether a step may change the weights."""
+    return math.isfinite(means.total) and math.isfinite(grad_norm)
+
+
+def suspects(batches: Sequence[MicroBatch], losses: Sequence[Tensor]) -> Suspects:
+    """The records of these micro-batches, and those among them whose own loss is not finite."""
     guilty = [
         batch.sources_S[document]
         for batch, losses_M in zip(batches, losses, strict=True)
         for document in batch.documents_M[~losses_M.isfinite()].unique().tolist()
     ]
-    named = guilty or [source for batch in batches for source in batch.sources_S]
+    return Suspects([source for batch in batches for source in batch.sources_S], guilty)
+
+
+def diverged(step: int, means: MeanLosses, grad_norm: float, found: Sequence[Suspects]) -> TrainingDiverged:
+    """The error of a step whose numbers are not finite; `step` counts from 1, `found` are the suspects of every rank.
+
+    It names the records whose own loss is not finite, else all records of the step.
+    """
+    guilty = list(dict.fromkeys(source for one in found for source in one.guilty))  # ranks that share documents name the same ones
+    named = guilty or list(dict.fromkeys(source for one in found for source in one.records))
     listed = ", ".join(named[:MAX_NAMED]) + (f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else "")
-    raise TrainingDiverged(
+    return TrainingDiverged(
         f"step {step}: the loss is {means.total:g} and the gradient norm is {grad_norm:g}; the weights were not changed."
         f" {'Records with a non-finite loss' if guilty else 'Records of this step'}: {listed}."
         " Look at these records or lower train.learning_rate; the same command resumes from the last checkpoint"
     )
-
-
-def _means(losses_M: Tensor, groups_M: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Mean loss of each group that occurs."""
-    sums = torch.bincount(groups_M, weights=losses_M, minlength=len(names)).tolist()
-    counts = torch.bincount(groups_M, minlength=len(names)).tolist()
-    return {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}

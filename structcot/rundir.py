@@ -48,6 +48,20 @@ def locked(output_dir: Path) -> Iterator[None]:
         yield
 
 
+def need_shared(config: Config) -> None:
+    """Make sure that this rank sees the directory that the first one writes to.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    path = Path(config.output_dir) / "config.toml"
+    if not path.is_file() or path.read_text(encoding="utf-8") != config.to_toml():
+        raise ConfigError(
+            f"output_dir: {config.output_dir} on {platform.node()} is not the directory that the first rank writes to;"
+            " name one on a file system that all machines share"
+        )
+
+
 def write_config(config: Config, output_dir: Path) -> None:
     """Write the resolved config, loadable as it is."""
     write_text(output_dir / "config.toml", config.to_toml())

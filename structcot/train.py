@@ -1,8 +1,11 @@
 """The training run: a file of demonstrations in, an adapter out.
 
-`train` is the whole run, `train_step` one optimizer step; read these two first. A step sums the loss over its micro-batches, divides
-once by the supervised tokens of the whole step, clips, checks that everything is finite, and only then changes the weights. Whatever ends
-the run leaves through one checkpoint, and the same command goes on from it.
+`train` is the whole run, `train_step` one optimizer step; read these two first. A step sums the loss over its micro-batches and ranks,
+divides once by the supervised tokens of the whole step, clips, checks that everything is finite, and only then changes the weights.
+Whatever ends the run leaves through one checkpoint, and the same command goes on from it, on as many ranks as there are then.
+
+All ranks run this code and meet in its collectives. What one of them does alone stands under `world.is_first`; what may fail on one alone
+is agreed on (structcot.distributed).
 
 Run as `python -m structcot.train CONFIG [key=value ...]`, under torchrun, or as `structcot train`.
 """
@@ -11,47 +14,33 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from structcot.checkpoint import TrainState, complete_checkpoints, last_complete, load_latest, save_checkpoint
+from structcot.checkpoint import TrainState, complete_checkpoints, last_complete
 from structcot.config import Config
-from structcot.console import Progress, say
-from structcot.data.batch import MicroBatch
-from structcot.data.loader import Feed, eval_batches
-from structcot.device import choose_device, choose_operations, choose_recompute, device_report, need_what_is_asked, peak_memory_gib
-from structcot.errors import CheckpointError, Interrupted, StoppedWithCheckpoint, TrainingDiverged
+from structcot.console import say
+from structcot.device import choose_device
+from structcot.distributed import World, connected, joined
+from structcot.errors import CheckpointError, Interrupted, StoppedWithCheckpoint, StructcotError, ToldElsewhere, TrainingDiverged
 from structcot.export import export_trained
-from structcot.flops import StepFlops, peak_flops_per_second, step_flops
-from structcot.losses import mean_losses, need_finite
-from structcot.metrics import MetricsFile, StepReport, check_trackers, open_trackers
-from structcot.model.decoder import Decoder
-from structcot.model.lora import adapters_of
-from structcot.model.weights import build_model, weights_fingerprint
-from structcot.optim import learning_rate, make_optimizer, set_learning_rate
-from structcot.prepare import Prepared, prepare
+from structcot.flops import StepFlops, step_flops
+from structcot.losses import diverged, is_finite, loss_sums, mean_losses, suspects
+from structcot.memory import peak_memory_gib
+from structcot.metrics import StepReport
+from structcot.model.shard import free_unsharded
+from structcot.optim import clip_gradients, learning_rate
 from structcot.report import write_report
-from structcot.rundir import locked, write_manifest
+from structcot.rundir import locked
 from structcot.signals import StopFlag, StopRequested
-from structcot_kernels import linear_cross_entropy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What stays the same from the first step to the last. `peak_flops` is the device's rate in FLOP/s."""
-
-    config: Config
-    output_dir: Path
-    device: torch.device
-    prepared: Prepared
-    feed: Feed
-    model: Decoder
-    optimizer: torch.optim.Optimizer
-    peak_flops: float
-    stop: StopFlag
+from structcot.start import Run, start
+from structcot.step_log import StepLog
+from structcot.watchdog import watched
 
 
 def train(config: Config) -> dict[str, str | int]:
@@ -61,23 +50,26 @@ def train(config: Config) -> dict[str, str | int]:
         StoppedWithCheckpoint: if a signal asked to stop; the same call goes on.
         StructcotError: if the input is wrong or the run fails; see structcot.errors.
     """
-    output_dir = Path(config.output_dir)
-    checkpoints = output_dir / "checkpoints"
-    with StopFlag() as stop, locked(output_dir):
-        try:
-            run, state = start(config, stop)
-            state = train_steps(run, state)
-        except (StopRequested, Interrupted) as request:
-            if complete_checkpoints(checkpoints):
-                message = f"stopped by {stop.signal_name} before the next step; {last_complete(checkpoints)}, the same command goes on"
-                raise StoppedWithCheckpoint(message) from request
-            raise Interrupted(f"stopped by {stop.signal_name} before the first step; the same command starts again") from request
-        except OSError as error:
-            raise CheckpointError(
-                f"{output_dir}: the run cannot go on: {error}; {last_complete(checkpoints)}; mend the cause and run the same command again"
-            ) from error
-        (exported,) = export_trained(run.model, run.prepared.model_dir, config, output_dir)
-        report_path = write_report(output_dir)
+    output_dir, device = Path(config.output_dir), choose_device()
+    with (
+        connected(),
+        joined(config.parallel, device) as world,
+        StopFlag() as stop,
+        held(output_dir, world),
+        explained(output_dir, world, stop),
+    ):
+        hang_seconds = config.parallel.hang_seconds if world.size > 1 else None
+        with watched(world.rank, hang_seconds, output_dir / "stacks") as watchdog:
+            run, state = start(config, world, device, stop, watchdog)
+            try:
+                state = train_steps(run, state)
+            finally:
+                run.writer.close()
+            watchdog.beat("exporting what was trained")
+            free_unsharded(run.model)
+            exported = export_trained(run.model, run.prepared.model_dir, config, output_dir, world)[0]
+            with world.agreed():
+                report_path = write_report(output_dir) if world.is_first else output_dir / "report.html"
     say(f"{state.step} steps, {state.num_tokens:,} tokens; what was exported reloads as what was trained. To serve it:")
     say(f"  {exported.serve_command}")
     return {
@@ -90,45 +82,37 @@ def train(config: Config) -> dict[str, str | int]:
     }
 
 
-def start(config: Config, stop: StopFlag) -> tuple[Run, TrainState]:
-    """Check and plan the data, load the model, take up the newest checkpoint, and prove on the costliest micro-batch that a step works.
+@contextmanager
+def held(output_dir: Path, world: World) -> Iterator[None]:
+    """Hold the output directory, by the first rank for all."""
+    with ExitStack() as stack:
+        with world.agreed():
+            if world.is_first:
+                stack.enter_context(locked(output_dir))
+        yield
+
+
+@contextmanager
+def explained(output_dir: Path, world: World, stop: StopFlag) -> Iterator[None]:
+    """Say of what ends a run early where it stands, and what goes on from there.
 
     Raises:
-        StopRequested: if a signal asked to stop.
-        StructcotError: if the config, data, model or checkpoint is wrong.
+        StoppedWithCheckpoint, Interrupted: if a signal asked to stop, with or without a checkpoint to go on from.
+        CheckpointError: if something could not be written or read.
     """
-    need_what_is_asked(config)
-    check_trackers(config.log.report_to)
-    prepared = prepare(config, stop.is_set)
-    stop.check()
-    device = choose_device()
-    feed = make_feed(prepared, config, device)
-    attention, operations = choose_operations(config, prepared.spec.head_dim, device)
-    say(operations)
-    model = build_model(prepared.model_dir, config, device)
-    model.attention = attention
-    model.recompute = choose_recompute(config, model.spec, feed.max_microbatch_tokens(), device)
-    optimizer = make_optimizer(model.parameters(), config.train)
-    weights_sha256 = weights_fingerprint(prepared.model_dir)
-    fresh = TrainState(step=0, num_tokens=0, identity=prepared.identity, plan_sha256=prepared.plan.sha256, weights_sha256=weights_sha256)
-    state = load_latest(Path(config.output_dir) / "checkpoints", fresh, model, optimizer)
-    write_manifest(Path(config.output_dir), {**prepared.hashes, "weights": weights_sha256}, device_report(device))
-    run = Run(
-        config=config,
-        output_dir=Path(config.output_dir),
-        device=device,
-        prepared=prepared,
-        feed=feed,
-        model=model,
-        optimizer=optimizer,
-        peak_flops=peak_flops_per_second(device, model.compute_dtype),
-        stop=stop,
-    )
-    announce(run, state)
-    stop.check()
-    if state.step == 0:
-        rehearse(run)
-    return run, state
+    checkpoints = output_dir / "checkpoints"
+    try:
+        yield
+    except (StopRequested, Interrupted) as request:
+        name = next(filter(None, world.gather(stop.signal_name)), "a signal")  # these come on all ranks, a signal perhaps to one
+        ended: StructcotError = Interrupted(f"stopped by {name} before the first step; the same command starts again")
+        if complete_checkpoints(checkpoints):
+            ended = StoppedWithCheckpoint(f"stopped by {name} before the next step; {last_complete(checkpoints)}, the same command goes on")
+        raise ended if world.is_first else ToldElsewhere(ended.exit_status) from request
+    except OSError as error:
+        raise CheckpointError(
+            f"{output_dir}: the run cannot go on: {error}; {last_complete(checkpoints)}; mend the cause and run the same command again"
+        ) from error
 
 
 def train_steps(run: Run, state: TrainState) -> TrainState:
@@ -138,40 +122,44 @@ def train_steps(run: Run, state: TrainState) -> TrainState:
         StoppedWithCheckpoint: if a signal asked to stop after a step.
         StopRequested: if it did before the first.
         TrainingDiverged: if a loss or gradient is not finite.
+        CheckpointError: if a checkpoint cannot be written.
     """
-    config, num_steps = run.config, run.prepared.plan.num_steps
-    metrics_file = MetricsFile(run.output_dir / "metrics.jsonl", state.step)
-    trackers = open_trackers(config, state.step + 1) if state.step < num_steps else []
-    progress = Progress(state.step, num_steps, config.log.logging_steps)
+    world, config, num_steps = run.world, run.config, run.prepared.plan.num_steps
+    with world.agreed():
+        log = StepLog(config, state.step, num_steps, writes=world.is_first)
     saved_step = state.step
     try:
-        if state.step and is_due(state.step, config.log.eval_steps, num_steps) and metrics_file.lacks("eval/loss"):
-            metrics_file.amend({"eval/loss": evaluate(run)})  # a signal came in between
+        if state.step and is_due(state.step, config.log.eval_steps, num_steps) and world.first(lambda: log.lacks("eval/loss")):
+            log.amend({"eval/loss": evaluate(run)})  # a signal came in between
         while state.step < num_steps:
             report = train_step(run, state)
             state = replace(state, step=report.step, num_tokens=report.num_tokens)
             try:
                 if is_due(report.step, config.log.eval_steps, num_steps):
                     report = replace(report, eval_loss=evaluate(run))
-            finally:
-                metrics_file.append(report.to_metrics())
-            progress.show(report)
-            for track in trackers:
-                track(report.step, report.to_metrics())
+            except (StopRequested, StructcotError):  # these come on all ranks; what ends one alone finds nobody to agree with
+                log.append(report)
+                raise
+            with world.agreed():
+                log.append(report)
+            log.show(report)
             if is_due(state.step, config.checkpoint.save_steps, num_steps):
-                save(run, state, metrics_file)
+                save(run, state, log)
                 saved_step = state.step
+            run.writer.check()
+        run.writer.finish()
     except StopRequested as request:
         if state.step == 0:
             raise
         if state.step != saved_step:
-            save(run, state, metrics_file)
-        raise StoppedWithCheckpoint(
-            f"stopped by {run.stop.signal_name} after step {state.step} of {num_steps}; a checkpoint is saved, the same command goes on"
-        ) from request
+            save(run, state, log)
+        run.writer.finish()
+        with world.agreed():
+            raise StoppedWithCheckpoint(
+                f"stopped by {run.stop.signal_name} after step {state.step} of {num_steps}; a checkpoint is saved, the same command goes on"
+            ) from request
     finally:
-        metrics_file.close()
-        progress.close()
+        log.close()
     return state
 
 
@@ -183,27 +171,32 @@ def train_step(run: Run, state: TrainState) -> StepReport:
         StopRequested: if a signal asked to stop; the weights are as they were.
     """
     start_seconds = time.perf_counter()
+    world, parameters = run.world, run.model.trained_parameters()
     batches = run.feed.step_batches(state.step)
     data_seconds = time.perf_counter() - start_seconds
 
-    num_supervised = sum(batch.num_supervised for batch in batches)
+    num_supervised = run.feed.num_supervised(state.step)
     losses: list[Tensor] = []
-    run.optimizer.zero_grad(set_to_none=True)
-    for batch in batches:
-        run.stop.check()
-        loss_sum, losses_M = linear_cross_entropy(run.model(batch), run.model.lm_head.weight, batch.labels_M)
+    run.optimizer.zero_grad()
+    for number, batch in enumerate(batches):
+        run.watchdog.beat(f"in micro-batch {number + 1} of {len(batches)} of step {state.step + 1}")
+        world.check(run.stop)
+        loss_sum, losses_M = run.model(batch)
         (loss_sum / num_supervised).backward()
         losses.append(losses_M)
-    means = mean_losses(batches, losses)
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(run.model.trained_parameters(), run.config.train.max_grad_norm))
-    need_finite(state.step + 1, means, grad_norm, batches, losses)
+    run.watchdog.beat(f"finishing step {state.step + 1}")
+    origins = list(dict.fromkeys(run.feed.store.origin_names))
+    means = mean_losses(world.sum(loss_sums(batches, losses, origins)), origins)
+    grad_norm = float(clip_gradients(parameters.values(), run.config.train.max_grad_norm))
+    if not is_finite(means, grad_norm):
+        found = world.gather(suspects(batches, losses))
+        with world.agreed():
+            raise diverged(state.step + 1, means, grad_norm, found)
     rate = learning_rate(run.config.train, state.step, run.prepared.plan.num_steps)
-    set_learning_rate(run.optimizer, rate)
-    run.optimizer.step()
+    run.optimizer.step(rate)
 
     step_seconds = time.perf_counter() - start_seconds
-    step_tokens = sum(batch.num_tokens for batch in batches)
-    flops = count_flops(run, batches)
+    flops, step_tokens = count_flops(run, state.step), sum(run.feed.step_lengths(state.step))
     return StepReport(
         step=state.step + 1,
         epoch=float(run.prepared.plan.epochs_K[state.step]),
@@ -221,7 +214,7 @@ def train_step(run: Run, state: TrainState) -> StepReport:
         data_seconds=data_seconds,
         mfu=flops.model / step_seconds / run.peak_flops,
         hfu=flops.hardware / step_seconds / run.peak_flops,
-        peak_gib=peak_memory_gib(run.device),
+        peak_gib=world.maximum(peak_memory_gib(run.device)),
     )
 
 
@@ -232,61 +225,35 @@ def evaluate(run: Run) -> float | None:
         StopRequested: if a signal asked to stop.
         TrainingDiverged: if it is not a number.
     """
-    data, total, num_supervised = run.prepared.data, 0.0, 0
+    data, sums = run.prepared.data, torch.zeros(2, dtype=torch.float64)
     if data.eval is None:
         return None
     run.model.eval()
     with torch.no_grad():
-        for batch in eval_batches(data.eval, data.eval_indices, run.feed.max_tokens, run.device):
-            run.stop.check()
-            loss_sum, _ = linear_cross_entropy(run.model(batch), run.model.lm_head.weight, batch.labels_M)
-            total, num_supervised = total + float(loss_sum), num_supervised + batch.num_supervised
+        for batch in run.feed.eval_batches(data.eval, data.eval_indices):
+            run.watchdog.beat("measuring the held-out loss")
+            run.world.check(run.stop)
+            loss_sum, _ = run.model(batch)
+            sums += torch.tensor([float(loss_sum), batch.num_supervised], dtype=torch.float64)
+    free_unsharded(run.model)
     run.model.train()
+    total, num_supervised = run.world.sum(sums).tolist()
     if not math.isfinite(total):
-        raise TrainingDiverged(
-            f"the held-out loss is {total}; lower train.learning_rate and resume from the last checkpoint, or start again"
-        )
+        with run.world.agreed():
+            raise TrainingDiverged(
+                f"the held-out loss is {total}; lower train.learning_rate and resume from the last checkpoint, or start again"
+            )
     return total / num_supervised
 
 
-def rehearse(run: Run) -> None:
-    """Forward and backward of the costliest micro-batch of the run, without an update: what does not fit, or would not learn, shows now.
-
-    Raises:
-        TrainingDiverged: if a gradient is missing, not finite, or zero in a whole adapter.
-    """
-    batch = run.feed.costliest_batch()
-    loss_sum, _ = linear_cross_entropy(run.model(batch), run.model.lm_head.weight, batch.labels_M)
-    loss_sum.backward()
-    where = f"before step 1, on {', '.join(batch.sources_S[:8])}"
-    for name, parameter in run.model.named_parameters():
-        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.isfinite().all()):
-            raise TrainingDiverged(f"{where}: the gradient of {name} is missing or not finite; look at these records and at the base model")
-    for name, pair in adapters_of(run.model):
-        if pair.lora_B.grad is None or not pair.lora_B.grad.any():
-            raise TrainingDiverged(f"{where}: the gradient of {name}.lora_B is zero everywhere, so this adapter would never learn")
-    run.optimizer.zero_grad(set_to_none=True)
-
-
-def save(run: Run, state: TrainState, metrics_file: MetricsFile) -> None:
-    """Write a complete checkpoint of `state`, and the report page of what is known so far."""
-    metrics_file.sync()
-    save_checkpoint(run.output_dir / "checkpoints", state, run.model, run.optimizer, run.config.checkpoint.save_total_limit)
-    write_report(run.output_dir)
-
-
-def make_feed(prepared: Prepared, config: Config, device: torch.device) -> Feed:
-    """The training samples as this process reads them."""
-    dropout = config.tuning.method == "lora" and config.tuning.lora_dropout > 0.0
-    return Feed(
-        store=prepared.data.train,
-        indices_S=prepared.data.train_indices,
-        plan=prepared.plan,
-        max_tokens=config.parallel.max_tokens_per_microbatch,
-        attention_ratio=prepared.spec.attention_ratio,
-        device=device,
-        dropout_seed=config.seed if dropout else None,
-    )
+def save(run: Run, state: TrainState, log: StepLog) -> None:
+    """Begin to write a complete checkpoint of `state`, and write the report page of what is known so far."""
+    run.watchdog.beat(f"saving step {state.step}")
+    with run.world.agreed():
+        log.sync()
+    run.writer.begin(state, run.model, run.optimizer)
+    if run.world.is_first:
+        write_report(run.output_dir)
 
 
 def is_due(step: int, interval_steps: int, num_steps: int) -> bool:
@@ -294,24 +261,10 @@ def is_due(step: int, interval_steps: int, num_steps: int) -> bool:
     return step == num_steps or (interval_steps > 0 and step % interval_steps == 0)
 
 
-def count_flops(run: Run, batches: list[MicroBatch]) -> StepFlops:
-    """Floating-point operations of a step over `batches`."""
-    lengths = [length for batch in batches for length in batch.lengths_S]
-    num_supervised = sum(batch.num_supervised for batch in batches)
+def count_flops(run: Run, step: int) -> StepFlops:
+    """Floating-point operations of optimizer step `step`, counted from 0, over all ranks."""
+    lengths, num_supervised = run.feed.step_lengths(step), run.feed.num_supervised(step)
     return step_flops(run.model.spec, lengths, num_supervised, run.config.tuning, run.model.recompute)
-
-
-def announce(run: Run, state: TrainState) -> None:
-    """Say what is about to run, on what."""
-    plan, config = run.prepared.plan, run.config
-    trained = sum(parameter.numel() for parameter in run.model.trained_parameters())
-    total = sum(parameter.numel() for parameter in run.model.parameters())
-    say(
-        f"{config.model_name_or_path}: {total / 1e6:.1f} M weights, {trained / 1e6:.2f} M trained ({config.tuning.method}),"
-        f" {config.train.dtype} on {device_report(run.device)['name']}, recompute {run.model.recompute}\n"
-        f"{len(plan.lengths_S)} samples, {plan.lengths_S.sum():,} tokens, {plan.steps_per_epoch} steps an epoch, {plan.num_steps} in all;"
-        + (f" going on after step {state.step}" if state.step else " starting")
-    )
 
 
 if __name__ == "__main__":

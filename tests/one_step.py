@@ -11,21 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from structcot.checkpoint import TrainState
+from structcot.checkpoint import CheckpointWriter, TrainState
 from structcot.config import Config
 from structcot.data.batch import MicroBatch
 from structcot.data.loader import Feed
 from structcot.data.plan import make_plan
-from structcot.data.render import RenderedSample
+from structcot.data.render import IGNORE, RenderedSample
+from structcot.distributed import World
 from structcot.model.decoder import Decoder
 from structcot.optim import make_optimizer
 from structcot.signals import StopFlag
-from structcot.train import Run
-from structcot_kernels import linear_cross_entropy
+from structcot.start import Run
+from structcot.watchdog import Watchdog
 
 # Relative errors that rounding alone may make; what is wrong in substance is wrong by far more.
 REORDERED = 1e-6  # the same fp32 terms, added up in another order
 ROUNDED = 1e-5  # two fp32 computations of the same formula, or one and its value in fp64
+
+ALONE = World()
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,25 @@ class MemoryStore:
     def lengths_S(self) -> np.ndarray:
         return np.array([len(sample.tokens_T) for sample in self.samples])
 
+    @property
+    def supervised_S(self) -> np.ndarray:
+        return np.array([(sample.labels_T != IGNORE).sum() for sample in self.samples])
+
+    @property
+    def origin_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(sample.origin for sample in self.samples))
+
     def sample(self, index: int) -> RenderedSample:
         return self.samples[index]
 
 
-def feed_of(samples: Sequence[RenderedSample], config: Config, attention_ratio: float = 0.0, dropout_seed: int | None = None) -> Feed:
+def feed_of(
+    samples: Sequence[RenderedSample],
+    config: Config,
+    attention_ratio: float = 0.0,
+    dropout_seed: int | None = None,
+    world: World = ALONE,
+) -> Feed:
     """Plan `samples` as `config` says and lay them into micro-batches."""
     store = MemoryStore(samples)
     return Feed(
@@ -53,22 +70,29 @@ def feed_of(samples: Sequence[RenderedSample], config: Config, attention_ratio: 
         attention_ratio=attention_ratio,
         device=torch.device("cpu"),
         dropout_seed=dropout_seed,
+        rank=world.data_rank,
+        num_ranks=world.num_data_ranks,
+        share=(world.sequence_rank, world.sequence),
     )
 
 
-def make_run(model: Decoder, samples: Sequence[RenderedSample], config: Config) -> tuple[Run, TrainState]:
+def make_run(model: Decoder, samples: Sequence[RenderedSample], config: Config, world: World = ALONE) -> tuple[Run, TrainState]:
     """Build what `structcot.train.train_step` needs to train `model` on `samples`, and the state before the first step."""
-    feed = feed_of(samples, config, model.spec.attention_ratio)
+    dropout_seed = config.seed if config.tuning.lora_dropout else None
+    feed = feed_of(samples, config, model.spec.attention_ratio, dropout_seed, world)
     run = Run(
         config=config,
         output_dir=Path(config.output_dir),
         device=feed.device,
+        world=world,
         prepared=SimpleNamespace(plan=feed.plan),  # type: ignore[arg-type]
         feed=feed,
         model=model,
-        optimizer=make_optimizer(model.parameters(), config.train),
+        optimizer=make_optimizer(model.trained_parameters(), config.train),
+        writer=CheckpointWriter(Path(config.output_dir) / "checkpoints", world, keep=1),
         peak_flops=1e12,
         stop=StopFlag(),
+        watchdog=Watchdog(0, None, Path(config.output_dir)),
     )
     return run, TrainState(step=0, num_tokens=0, identity=config.identity(), plan_sha256=feed.plan.sha256, weights_sha256="")
 
@@ -78,7 +102,7 @@ def loss_and_gradients(model: Decoder, batches: Sequence[MicroBatch]) -> tuple[f
     model.zero_grad(set_to_none=True)
     total = 0.0
     for batch in batches:
-        loss_sum, _ = linear_cross_entropy(model(batch), model.lm_head.weight, batch.labels_M)
+        loss_sum, _ = model(batch)
         loss_sum.backward()
         total += loss_sum.item()
     return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}

@@ -352,9 +352,8 @@ def test_config_that_is_not_there_is_refused(site: Site, tmp_path: Path) -> None
         ('tuning.lora_target_modules=["q_porj"]', '"q_porj" is no projection of the model (did you mean q_proj?)'),
         ("train.learning_rat=1", "unknown key train.learning_rat; did you mean train.learning_rate?"),
         ("attn_implementation=flash_attention_2", 'attn_implementation: got "flash_attention_2"'),
-        ("parallel.sequence=2", "this version trains in one process"),
-        ("parallel.shard=8", "this version trains in one process"),
-        ("parallel.cpu_offload=optimizer", 'parallel.cpu_offload: got "optimizer"'),
+        ("parallel.sequence=2", "parallel.sequence: got 2 for 1 process, which it does not divide"),
+        ("parallel.shard=8", "parallel: got shard = 8 and replicate = 1 for 1 process"),
         ("train.optimizer=adamw-8bit", 'train.optimizer: "adamw-8bit"'),
         ('log.report_to=["trackio"]', 'log.report_to: "trackio" needs the package trackio; run pip install trackio'),
     ],
@@ -367,9 +366,9 @@ def test_setting_that_cannot_be_honoured_is_refused_before_any_work(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_more_than_one_process_is_refused(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_nobody_has_brought_together_are_refused(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert_wrong(site.train(tmp_path / "run"), "parallel: got 2 processes", "this version trains in one process")
+    assert_wrong(site.train(tmp_path / "run"), "WORLD_SIZE is 2", "start them by torchrun")
 
 
 @pytest.mark.parametrize("command", ["train", "prepare"])
@@ -427,7 +426,7 @@ def test_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(
     def poisoned(run: train.Run, state: train.TrainState) -> train.StepReport:
         if state.step != 2:
             return real_step(run, state)
-        parameters = run.model.trained_parameters()
+        parameters = list(run.model.trained_parameters().values())
         parameters[0].register_hook(lambda gradient: gradient * float("nan"))
         before = [parameter.detach().clone() for parameter in parameters]
         sources.extend(source for batch in run.feed.step_batches(2) for source in batch.sources_S)

@@ -64,6 +64,7 @@ KEYS_AND_DEFAULTS = {
     "parallel.max_tokens_per_microbatch": 32768,
     "parallel.recompute": "auto",
     "parallel.cpu_offload": "none",
+    "parallel.hang_seconds": 1800.0,
     "checkpoint.save_steps": 50,
     "checkpoint.save_total_limit": 2,
     "log.report_to": [],
@@ -154,6 +155,7 @@ def test_every_section_takes_what_it_says(tmp_path: Path) -> None:
         max_tokens_per_microbatch = 1024
         recompute = "block"
         cpu_offload = "optimizer"
+        hang_seconds = 60
         [checkpoint]
         save_steps = 5
         save_total_limit = 1

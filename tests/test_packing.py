@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from structcot.data.batch import pack
-from structcot.data.loader import Feed, eval_batches
+from structcot.data.loader import Feed
 from structcot.data.render import IGNORE
 from structcot.model.decoder import Decoder
 from structcot.model.lora import stable_hash
@@ -54,7 +54,7 @@ def test_a_changed_token_changes_no_logit_of_another_document_by_one_bit(kind: s
     others = [*samples[:changed], replace(samples[changed], tokens_T=tokens_T), *samples[changed + 1 :]]
     batch = pack(samples)
     with torch.no_grad():
-        before_MV, after_MV = model.logits(batch), model.logits(replace(pack(others), rows_M=batch.rows_M))
+        before_MV, after_MV = model(batch, logits=True), model(replace(pack(others), rows_M=batch.rows_M), logits=True)
     same_M = (before_MV == after_MV).all(dim=1)
     assert torch.equal(same_M, batch.documents_M != changed)
 
@@ -66,7 +66,7 @@ def test_a_changed_token_changes_no_logit_before_it(model_dirs: dict[str, Path])
     tokens_T = sample.tokens_T.copy()
     tokens_T[20] = (tokens_T[20] + 1) % 211
     with torch.no_grad():
-        before_MV, after_MV = model.logits(pack([sample])), model.logits(pack([replace(sample, tokens_T=tokens_T)]))
+        before_MV, after_MV = model(pack([sample]), logits=True), model(pack([replace(sample, tokens_T=tokens_T)]), logits=True)
     assert torch.equal((before_MV == after_MV).all(dim=1), torch.arange(39) < 20)
 
 
@@ -219,8 +219,8 @@ def test_nothing_is_dropped_in_evaluation(model_dirs: dict[str, Path]) -> None:
 
 
 def test_held_out_samples_are_seen_once_each_in_bins_under_the_cap() -> None:
-    store = MemoryStore(random_samples(LENGTHS))
-    batches = list(eval_batches(store, np.array([4, 0, 3, 2]), 64, torch.device("cpu")))  # type: ignore[arg-type]
+    store, feed = MemoryStore(random_samples(LENGTHS)), six_in_a_step(max_tokens=64)
+    batches = list(feed.eval_batches(store, np.array([4, 0, 3, 2])))  # type: ignore[arg-type]
     assert sorted(source for batch in batches for source in batch.sources_S) == [f"random.jsonl:{number}" for number in (0, 2, 3, 4)]
     assert max(batch.num_tokens for batch in batches) <= 64
 

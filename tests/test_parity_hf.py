@@ -67,7 +67,7 @@ def test_logits_loss_and_every_gradient_are_those_of_transformers_and_peft(kind:
     theirs = their_model(model_dirs[kind], model, config)
     with torch.no_grad():
         their_logits_MV = torch.cat([theirs(ids_of(sample)).logits[0][sample.labels_T != IGNORE] for sample in samples])
-        assert relative_error(model.logits(batch), their_logits_MV) <= ROUNDED
+        assert relative_error(model(batch, logits=True), their_logits_MV) <= ROUNDED
     check_loss_and_gradients(model, theirs, samples, [labels_of(sample) for sample in samples])
 
 
@@ -85,7 +85,7 @@ def test_twenty_steps_are_those_of_peft_and_torch_made_by_hand(kind: str, method
     theirs = their_model(model_dirs[kind], model, config)
     samples = random_samples(range(20, 60, 4))
     run, state = make_run(model, samples, config)
-    assert len(run.feed.bins(0)) > 1, "the step should be made of several micro-batches"
+    assert len(run.feed.layout(0)[0]) > 1, "the step should be made of several micro-batches"
 
     by_hand = make_by_hand(theirs, [[samples[number] for number in run.prepared.plan.samples_of(step)] for step in range(20)], config)
     for wanted_loss, wanted_norm in by_hand:

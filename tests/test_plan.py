@@ -96,6 +96,11 @@ def test_ranks_are_balanced_where_the_largest_first_to_the_cheapest_is_not_enoug
     assert sorted(sorted(chain.from_iterable(rank_bins)) for rank_bins in bins) == [[0, 1], [2, 3, 4]]
 
 
+def test_microbatches_of_a_rank_alone_are_even_since_it_waits_for_nobody() -> None:
+    (bins,) = spread(range(6), [19, 49, 54, 58, 15, 50], num_ranks=1, max_tokens=107, attention_ratio=0.1)
+    assert bins == ((5, 1), (3, 4), (2, 0))  # costs of 589, 431 and 400
+
+
 def test_bins_that_fit_only_tightly_are_filled_to_the_last_token() -> None:
     lengths = [50, 50, 40, 35, 25]  # laid evenly, 40 and 35 go beside one 50 each, and 25 fits nowhere
     (bins,) = spread(range(5), lengths, num_ranks=1, max_tokens=100, attention_ratio=0.0)

@@ -5,21 +5,28 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from structcot import checkpoint, rundir, train
-from structcot.checkpoint import TrainState, load_latest, save_checkpoint
-from structcot.optim import make_optimizer
+from structcot import checkpoint, rundir, start, train
+from structcot.checkpoint import CheckpointWriter, TrainState, load_latest, trained_tensors, write_checkpoint
+from structcot.data.loader import Feed
+from structcot.distributed import World
+from structcot.errors import CheckpointError, TrainingDiverged
+from structcot.model import decoder
+from structcot.optim import Optimizer, make_optimizer
 from structcot.rundir import locked
 from tests.tiny_models import tiny_config
 from tests.tiny_run import (
@@ -46,6 +53,7 @@ from tests.tiny_run import (
 )
 
 KILLED = -signal.SIGKILL
+EVAL_BATCHES = Feed.eval_batches
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
 
 
@@ -136,12 +144,24 @@ def wait_for_step(process: subprocess.Popen[str], run_dir: Path, step: int) -> N
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("place", ["need_what_is_asked", "build_model", "load_latest", "announce", "train_step", "linear_cross_entropy"])
+PLACES = {
+    "need_what_is_asked": start,
+    "prepare": start,
+    "build_model": start,
+    "load_latest": start,
+    "announce": start,
+    "train_step": train,
+    "linear_cross_entropy": decoder,
+}
+"""Where signals come, and the module that calls it."""
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "prepare"])
 def test_signal_before_the_end_of_the_first_step_leaves_nothing_to_resume(
     place: str, site: Site, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(train, place, signalling(getattr(train, place), signal.SIGTERM))
+        patch.setattr(PLACES[place], place, signalling(getattr(PLACES[place], place), signal.SIGTERM))
         outcome = site.train(tmp_path / "run")
     assert outcome.status == FAILED
     assert outcome.message == "stopped by SIGTERM before the first step; the same command starts again"
@@ -152,8 +172,8 @@ def test_signal_before_the_end_of_the_first_step_leaves_nothing_to_resume(
 
 def test_signal_while_samples_are_rendered_leaves_nothing_to_resume(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_jsonl(tmp_path / "new.jsonl", [demonstration(number) for number in range(6)])  # in no cache yet
-    monkeypatch.setattr(train, "prepare", signalling(train.prepare, signal.SIGUSR1))
-    monkeypatch.setattr(train, "build_model", None)  # not reached
+    monkeypatch.setattr(start, "prepare", signalling(start.prepare, signal.SIGUSR1))
+    monkeypatch.setattr(start, "build_model", None)  # not reached
     outcome = site.train(tmp_path / "run", f"data.train={data}")
     assert outcome.status == FAILED
     assert outcome.message == "stopped by SIGUSR1 before the first step; the same command starts again"
@@ -165,7 +185,7 @@ def test_signal_before_a_resumed_run_goes_on_keeps_its_checkpoints(
 ) -> None:
     run_dir = copy_run(half_run, tmp_path / "run")
     before = files_of(run_dir / "checkpoints")
-    monkeypatch.setattr(train, place, signalling(getattr(train, place), signal.SIGTERM))
+    monkeypatch.setattr(PLACES[place], place, signalling(getattr(PLACES[place], place), signal.SIGTERM))
     outcome = site.train(run_dir)
     assert outcome.status == STOPPED
     assert "the same command goes on" in outcome.message
@@ -178,7 +198,7 @@ def test_signal_during_evaluation_loses_neither_the_step_nor_its_held_out_loss(
 ) -> None:
     step = [4, NUM_STEPS][evaluation - 1]
     with monkeypatch.context() as patch:
-        patch.setattr(train, "eval_batches", signalling(train.eval_batches, signal.SIGTERM, call=evaluation))
+        patch.setattr(Feed, "eval_batches", signalling(Feed.eval_batches, signal.SIGTERM, call=evaluation))
         outcome = site.train(tmp_path / "run")
     assert outcome.status == STOPPED
     assert latest_of(tmp_path / "run") == f"step-{step:06d}"
@@ -191,9 +211,9 @@ def test_signal_during_the_late_evaluation_of_a_resumed_run_can_come_again(
     site: Site, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(train, "eval_batches", signalling(train.eval_batches, signal.SIGTERM))
+        patch.setattr(Feed, "eval_batches", signalling(EVAL_BATCHES, signal.SIGTERM))
         assert site.train(tmp_path / "run").status == STOPPED
-        patch.setattr(train, "eval_batches", signalling(train.eval_batches, signal.SIGTERM))
+        patch.setattr(Feed, "eval_batches", signalling(EVAL_BATCHES, signal.SIGTERM))
         assert site.train(tmp_path / "run").status == STOPPED
     assert site.train(tmp_path / "run").status == DONE
     assert_same_result(tmp_path / "run", finished_run)
@@ -202,14 +222,133 @@ def test_signal_during_the_late_evaluation_of_a_resumed_run_can_come_again(
 def test_stop_right_after_a_checkpoint_does_not_write_it_again(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
 
-    def counted(directory: Path, state: TrainState, *more: object) -> Path:
+    def counted(directory: Path, state: TrainState, *more: object) -> None:
         written.append(state.step)
-        return save_checkpoint(directory, state, *more)  # type: ignore[arg-type]
+        write_checkpoint(directory, state, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(train, "save_checkpoint", counted)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", counted)
     monkeypatch.setattr(train, "train_step", signalling(train.train_step, signal.SIGTERM, call=5))
     assert site.train(tmp_path / "run").status == STOPPED
     assert written == [4]
+
+
+# Writing while steps go on
+
+
+def writer_of(directory: Path) -> tuple[CheckpointWriter, torch.nn.Module, Optimizer]:
+    """A writer, and a model after one step, whose moments are not zero."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = make_optimizer(dict(model.named_parameters()), tiny_config().train)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step(1e-3)
+    return CheckpointWriter(directory, World(), keep=2), model, optimizer
+
+
+def state_of(step: int) -> TrainState:
+    return TrainState(step=step, num_tokens=10 * step, identity={}, plan_sha256="", weights_sha256="")
+
+
+def test_steps_taken_while_a_checkpoint_is_written_do_not_show_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = threading.Event()
+
+    def delayed(*arguments: Any) -> None:
+        assert changed.wait(60)
+        write_checkpoint(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", delayed)
+    writer, model, optimizer = writer_of(tmp_path)
+    before = {name: tensor.clone() for name, tensor in trained_tensors(model, optimizer).items()}
+    writer.begin(state_of(1), model, optimizer)
+    optimizer.step(1.0)
+    writer.check()  # does not wait
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in trained_tensors(model, optimizer).items())
+    changed.set()
+    writer.finish()
+    assert load_latest(tmp_path, state_of(0), model, optimizer) == state_of(1)
+    after = trained_tensors(model, optimizer)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("call", ["check", "begin", "finish"])
+def test_error_of_the_writing_comes_out_of_the_next_call_and_once(call: str, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("no directory")
+    writer, model, optimizer = writer_of(tmp_path / "checkpoints")
+
+    def next_call() -> None:
+        if call == "begin":
+            writer.begin(state_of(2), model, optimizer)
+        elif call == "finish":
+            writer.finish()
+        while call == "check":  # until it has failed
+            writer.check()
+
+    writer.begin(state_of(1), model, optimizer)
+    with pytest.raises(CheckpointError, match=r"step-000001: the checkpoint cannot be written: .*there is no complete checkpoint yet"):
+        next_call()
+    writer.check()
+    writer.finish()
+
+
+def test_signal_while_a_checkpoint_is_written_stops_after_a_complete_one(
+    site: Site, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = itertools.count()
+
+    def slow(*arguments: Any) -> None:
+        if next(calls) == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+        write_checkpoint(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_checkpoint", slow)
+        outcome = site.train(tmp_path / "run")
+    assert outcome.status == STOPPED
+    num_steps = len(metrics_of(tmp_path / "run"))
+    assert f"stopped by SIGTERM after step {num_steps} of {NUM_STEPS}" in outcome.message
+    assert num_steps < NUM_STEPS
+    assert checkpoints_of(tmp_path / "run")[-1] == latest_of(tmp_path / "run") == f"step-{num_steps:06d}"
+    assert site.train(tmp_path / "run").status == DONE
+    assert_same_result(tmp_path / "run", finished_run)
+
+
+def test_a_stop_claims_no_checkpoint_where_the_one_it_waits_for_cannot_be_written(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        raise CheckpointError("no room")
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", failing)
+    outcome = site.train(tmp_path / "run")
+    assert outcome.status == FAILED
+    assert outcome.message == "no room"
+
+
+def test_both_are_told_where_a_run_fails_while_its_checkpoint_cannot_be_written(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed = threading.Event()
+
+    def failing(*arguments: Any) -> None:
+        assert failed.wait(60)
+        raise CheckpointError("no room")
+
+    real_step = train.train_step
+
+    def diverging(run: train.Run, state: TrainState) -> train.StepReport:
+        if state.step < 4:
+            return real_step(run, state)
+        failed.set()
+        raise TrainingDiverged("not a number")
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", failing)
+    monkeypatch.setattr(train, "train_step", diverging)
+    outcome = site.train(tmp_path / "run")
+    assert outcome.status == FAILED
+    assert outcome.message == "not a number"
+    assert "no room" in caplog.text
 
 
 # Killing
@@ -344,17 +483,13 @@ def test_run_with_nothing_but_damaged_checkpoints_stops(site: Site, half_run: Pa
 
 
 def test_retention_never_removes_the_checkpoint_just_written(tmp_path: Path) -> None:
-    model = torch.nn.Linear(2, 2)
-    optimizer = make_optimizer(model.parameters(), tiny_config().train)
-
-    def state(step: int) -> TrainState:
-        return TrainState(step=step, num_tokens=10 * step, identity={}, plan_sha256="", weights_sha256="")
-
+    _, model, optimizer = writer_of(tmp_path)
+    tensors = trained_tensors(model, optimizer)
     for step in (8, 9, 3):  # a damaged checkpoint of step 9 made the run go back
-        save_checkpoint(tmp_path, state(step), model, optimizer, keep=2)
+        write_checkpoint(tmp_path, state_of(step), tensors, 2, World())
     assert [path.name for path in checkpoint.complete_checkpoints(tmp_path)] == ["step-000009", "step-000003"]
-    save_checkpoint(tmp_path, state(4), model, optimizer, keep=1)
-    assert load_latest(tmp_path, state(0), model, optimizer) == state(4)
+    write_checkpoint(tmp_path, state_of(4), tensors, 1, World())
+    assert load_latest(tmp_path, state_of(0), model, optimizer) == state_of(4)
 
 
 # No room

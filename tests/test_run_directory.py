@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from structcot import __version__, export_files
 from structcot.config_file import load_config
-from structcot.export_files import name_for_others, peft_config, serve_command
+from structcot.export_files import peft_config, serve_command, served
 from tests.tiny_models import tiny_config
 from tests.tiny_run import (
     DONE,
@@ -559,4 +559,5 @@ def test_module_and_command_are_the_same(
     ("name", "expected"), [("Qwen/Qwen2.5-32B-Instruct", "Qwen/Qwen2.5-32B-Instruct"), ("smollm2-135m", "/models/smollm2")]
 )
 def test_base_is_named_so_that_other_tools_find_it(name: str, expected: str) -> None:
-    assert name_for_others(name, Path("/models/smollm2")) == expected
+    config = tiny_config().model_copy(update={"model_name_or_path": name})
+    assert served(config, Path("/models/smollm2")).model_name_or_path == expected

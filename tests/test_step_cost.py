@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import step_cost, step_sides
-from bench.counting import SavedBytes, Tally
 from bench.step_cost import FEWER_LAYERS, MORE_LAYERS, OURS, PEER
 from bench.step_sides import KINDS, QWEN2_5_32B, Setting, Work
 from structcot.config import TuningConfig
+from structcot.counting import SavedBytes, Tally
 from structcot.flops import step_flops
 from structcot_kernels import rms_norm
 from structcot_kernels.launch import backend

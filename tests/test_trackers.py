@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from structcot import train
+from structcot import start, train
 from structcot.errors import TrainingDiverged
 from structcot.metrics import open_trackers
 from tests.tiny_models import tiny_config
@@ -128,7 +128,7 @@ def test_tracker_that_is_not_installed_is_found_before_training(
     name: str, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(train, "prepare", None)  # not reached
+    monkeypatch.setattr(start, "prepare", None)  # not reached
     with monkeypatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda package: None)
         outcome = site.train(tmp_path / "run", f'log.report_to=["{name}"]')

@@ -198,7 +198,7 @@ class Launcher:
     def train(self, overrides: Sequence[str], trouble: Callable[..., None] | None = None, *about: Any) -> Outcome:
         """`structcot train configs/tiny.toml OVERRIDES` in `trouble`: `kill_at` or `fill_disk_at`, called with `about`."""
         reader, writer = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=_train_apart, args=(self.site.environment, writer, list(overrides), trouble, about))
+        process = self.context.Process(target=train_apart, args=(self.site.environment, writer, list(overrides), trouble, about))
         process.start()
         writer.close()
         err = b"".join(iter(lambda: os.read(reader.fileno(), 65536), b""))
@@ -207,9 +207,10 @@ class Launcher:
         return Outcome(status=process.exitcode, out="", err=err.decode())
 
 
-def _train_apart(
+def train_apart(
     environment: Mapping[str, str], output: Connection, overrides: Sequence[str], trouble: Callable[..., None] | None, about: Sequence[Any]
 ) -> None:
+    """Run the command in this process, with what it prints going to `output`."""
     os.environ |= environment
     for number in (1, 2):
         os.dup2(output.fileno(), number)

@@ -3,6 +3,7 @@
 `__all__` is the list of operations; `structcot_kernels.reference` specifies each of them in plain PyTorch.
 """
 
+from structcot_kernels._head_exchange import HeadExchange as HeadExchange
 from structcot_kernels.attention_block import attention_block
 from structcot_kernels.attention_varlen import attention_varlen
 from structcot_kernels.linear_cross_entropy import linear_cross_entropy

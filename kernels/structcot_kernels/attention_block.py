@@ -3,8 +3,9 @@
     out = hidden + o(attention(rope(q(x)), rope(k(x)), v(x))),   x = rms_norm(hidden)
 
 Replaying the block as a whole would run o_proj for nothing and attention a second time; here the backward replays the norm, q, k, v and
-their rotation, and attention only where its output was not kept. Legend: T tokens, D hidden, H query heads, G key-value heads, d head
-width, P positions of the rotary table, S documents, R adapter rank.
+their rotation, and attention only where its output was not kept. With an exchange, tokens are those of this rank and attention runs on
+this rank's heads of all tokens. Legend: T tokens, D hidden, H query heads, G key-value heads, d head width, P positions of the rotary
+table, S documents, R adapter rank; in what the attention reads and writes, T and H are those of the exchange.
 """
 
 from __future__ import annotations
@@ -15,6 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from structcot_kernels._head_exchange import (
+    HeadExchange,
+    all_heads_of_tokens,
+    heads_of_all_tokens,
+    need_exchange,
+    repeated,
+    summed,
+)
 from structcot_kernels._projection import (
     flatten,
     low_rank_inputs,
@@ -43,6 +52,7 @@ class AttentionOptions(NamedTuple):
     dropout: float
     recompute: str
     implementation: str
+    exchange: HeadExchange | None
 
 
 class Layout(NamedTuple):
@@ -78,13 +88,15 @@ def attention_block(
     dropout_keys_T: Tensor | None = None,
     recompute: str = "block",
     implementation: str = "auto",
+    exchange: HeadExchange | None = None,
 ) -> Tensor:
     """hidden + attention(norm(hidden)), (T, D).
 
     `positions_T` (int64) are rows of the rotary tables (P, d, fp32), `cu_seqlens_S1` (int32) the documents' borders, `max_seqlen` the
     tokens of the longest, `q_norm_d` and `k_norm_d` norms of each head before the rotation (Qwen3). `recompute` says what is kept beyond
     `hidden_TD` and the adapters' low-rank inputs: "full" nothing, "block" the attention's output and log-sum-exp, "none" also the norm's
-    output and q, k, v as the attention saw them. o_proj is never replayed, attention only by "full".
+    output and q, k, v as the attention saw them. o_proj is never replayed, attention only by "full". With `exchange` the T tokens are one
+    rank's slice, while `cu_seqlens_S1` and `max_seqlen` are those of the documents of all ranks together.
 
     Raises:
         ValueError: if a shape or device does not fit, `recompute` or `implementation` is no known word, or there is dropout but no keys.
@@ -103,10 +115,12 @@ def attention_block(
             raise ValueError(
                 f"attention_block: {name} has {projection.weight_NK.shape[0]} outputs, no multiple of the head width {head_dim}"
             )
+    if exchange is not None:
+        need_exchange("attention_block", exchange, hidden_TD.shape[0], q.weight_NK.shape[0] // head_dim)
     if (q_norm_d is None) != (k_norm_d is None):
         raise ValueError("attention_block: got only one of q_norm_d and k_norm_d; give both or neither")
     chosen = choose_attention(implementation, hidden_TD.device, hidden_TD.dtype, head_dim)
-    options = AttentionOptions(tuple(p.scale for p in (q, k, v, o)), max_seqlen, eps, dropout, recompute, chosen)
+    options = AttentionOptions(tuple(p.scale for p in (q, k, v, o)), max_seqlen, eps, dropout, recompute, chosen, exchange)
     layout = (positions_T, cos_Pd, sin_Pd, cu_seqlens_S1)
     return _AttentionBlock.apply(options, hidden_TD, norm_weight_D, q_norm_d, k_norm_d, dropout_keys_T, *layout, *flatten((q, k, v, o)))
 
@@ -153,6 +167,37 @@ def norm_heads_back(
     return grad_rows.view(grad.shape), grad_weight_d  # type: ignore[union-attr]
 
 
+def attend(heads: Heads, layout: Layout, options: AttentionOptions) -> tuple[Tensor, Tensor]:
+    """Output (T, H, d) of this rank's tokens, and the log-sum-exp of the rows that this rank attended to."""
+    q_THd, k_TGd, v_TGd = exchanged(heads, options.exchange)
+    out_THd, lse_HT = attention_forward(q_THd, k_TGd, v_TGd, *packing_of(layout, options))
+    if options.exchange is not None:
+        (out_THd,) = all_heads_of_tokens([out_THd], options.exchange)
+    return out_THd, lse_HT
+
+
+def attend_back(dout_THd: Tensor, out_THd: Tensor, lse_HT: Tensor, heads: Heads, layout: Layout, options: AttentionOptions) -> list[Tensor]:
+    """Gradients of q, k and v of this rank's tokens."""
+    exchange = options.exchange
+    q_THd, k_TGd, v_TGd = exchanged(heads, exchange)
+    if exchange is not None:
+        dout_THd, out_THd = (part.contiguous() for part in heads_of_all_tokens([dout_THd, out_THd], exchange))
+    grads = list(attention_backward(dout_THd, q_THd, k_TGd, v_TGd, out_THd, lse_HT, *packing_of(layout, options)))
+    if exchange is not None:
+        num_kv_heads = heads.k_TGd.shape[1]
+        dq_THd, *kv_grads = all_heads_of_tokens(grads, exchange)
+        grads = [dq_THd, *(summed(grad_TGd, num_kv_heads) for grad_TGd in kv_grads)]
+    return grads
+
+
+def exchanged(heads: Heads, exchange: HeadExchange | None) -> list[Tensor]:
+    """q, k and v as the attention of this rank reads them."""
+    if exchange is None:
+        return list(heads[:3])
+    num_ranks = len(exchange.tokens_U)
+    return heads_of_all_tokens([heads.q_THd, *(repeated(kv_TGd, num_ranks) for kv_TGd in heads[1:3])], exchange)
+
+
 class _AttentionBlock(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -174,7 +219,7 @@ class _AttentionBlock(torch.autograd.Function):
         x_TD, rstd_T = rms_norm_forward(hidden_TD, norm_weight_D.to(hidden_TD.dtype), options.eps)
         s_TR = low_rank_inputs(x_TD, group, options.dropout, keys_T)
         heads = make_heads(x_TD, group, s_TR, layout, (q_norm_d, k_norm_d), options.eps)
-        attended = attention_forward(*heads[:3], *packing_of(layout, options))
+        attended = attend(heads, layout, options)
         out_TN = attended[0].flatten(1)
         s_o_TR = low_rank_inputs(out_TN, (o,), options.dropout, other_input(keys_T))
         result_TD = project_forward(out_TN, o, s_o_TR, residual_TN=hidden_TD)
@@ -196,19 +241,18 @@ class _AttentionBlock(torch.autograd.Function):
         if x_TD is None:
             x_TD, rstd_T = rms_norm_forward(hidden_TD, norm_weight_D.to(hidden_TD.dtype), options.eps)
             heads = make_heads(x_TD, group, s_TR, layout, (q_norm_d, k_norm_d), options.eps)
-        q_THd, k_TGd, v_TGd, raw_q_THd, raw_k_TGd, q_rstd, k_rstd = heads
+        heads = Heads(*heads)
         if out_THd is None:
-            out_THd, lse_HT = attention_forward(q_THd, k_TGd, v_TGd, *packing_of(layout, options))
+            out_THd, lse_HT = attend(heads, layout, options)
 
         ds_o_TR = low_rank_output_grads((grad_TD,), (o,))
         o_arguments = (dropout, other_input(keys_T))
         o_grads = project_parameter_grads(out_THd.flatten(1), (grad_TD,), (o,), s_o_TR, ds_o_TR, *o_arguments, needs[12:])
         dout_THd = project_input_grad((grad_TD,), (o,), ds_o_TR, *o_arguments).view(out_THd.shape)
-        saved_heads = (q_THd, k_TGd, v_TGd, out_THd, lse_HT)
-        dq_THd, dk_TGd, dv_TGd = attention_backward(dout_THd, *saved_heads, *packing_of(layout, options))
+        dq_THd, dk_TGd, dv_TGd = attend_back(dout_THd, out_THd, lse_HT, heads, layout, options)
         dq_THd, dk_TGd = (rope_forward(grad, *layout[:3], True) for grad in (dq_THd, dk_TGd))
-        dq_THd, dq_norm_d = norm_heads_back(dq_THd, raw_q_THd, q_norm_d, q_rstd, need_q_norm)
-        dk_TGd, dk_norm_d = norm_heads_back(dk_TGd, raw_k_TGd, k_norm_d, k_rstd, need_k_norm)
+        dq_THd, dq_norm_d = norm_heads_back(dq_THd, heads.raw_q_THd, q_norm_d, heads.q_rstd, need_q_norm)
+        dk_TGd, dk_norm_d = norm_heads_back(dk_TGd, heads.raw_k_TGd, k_norm_d, heads.k_rstd, need_k_norm)
 
         grads_TN = [grad.flatten(1) for grad in (dq_THd, dk_TGd, dv_TGd)]
         ds_TR = low_rank_output_grads(grads_TN, group)

@@ -6,9 +6,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def can_be_read(tensor: Tensor) -> bool:
+    """Whether the values of `tensor` can be looked at for nothing: they are there, and no GPU has to be waited for."""
+    return tensor.is_cpu and not isinstance(tensor, FakeTensor)
 
 
 def need_shape(operation: str, name: str, tensor: Tensor, shape: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ MIN_PROGRAMS = 264
 """Programs that fill a GPU: two for each of an H100's 132 multiprocessors."""
 
 _backend = "auto"
-_recorded: list[Launch] | None = None
+_recorded: list[Launch] | deque[Launch] | None = None
 _recorded_arch = HOPPER
 
 
@@ -73,7 +74,7 @@ def runs_triton(tensor: Tensor) -> bool:
     """
     if _backend == "torch":
         return False
-    if tensor.is_cuda or tensor.is_meta or INTERPRETED:
+    if tensor.is_cuda or tensor.is_meta or INTERPRETED or _recorded is not None:
         return True
     if _backend == "triton":
         raise RuntimeError(
@@ -93,14 +94,28 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
 
 @contextmanager
 def recorded_launches(arch: int = HOPPER) -> Iterator[list[Launch]]:
-    """Note kernels instead of starting them, so that the code of an operation can run on tensors without memory (device `meta`).
+    """Note kernels instead of starting them, so that the code of an operation can run on tensors without memory (meta or fake ones).
 
     `arch` is the compute capability that the launches are to be made for, 90 for 9.0.
     """
+    launches: list[Launch] = []
+    with _launches_to(launches, arch):
+        yield launches
+
+
+@contextmanager
+def skipped_launches(arch: int = HOPPER) -> Iterator[None]:
+    """Neither start nor note kernels: what they work on is let go as it would be."""
+    with _launches_to(deque(maxlen=0), arch):
+        yield
+
+
+@contextmanager
+def _launches_to(launches: list[Launch] | deque[Launch], arch: int) -> Iterator[None]:
     global _recorded, _recorded_arch
-    outer, _recorded, _recorded_arch = (_recorded, _recorded_arch), [], arch
+    outer, _recorded, _recorded_arch = (_recorded, _recorded_arch), launches, arch
     try:
-        yield _recorded
+        yield
     finally:
         _recorded, _recorded_arch = outer
 

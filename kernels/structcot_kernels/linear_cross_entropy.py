@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from structcot_kernels._cost import Cost, matmul_cost, register_cost, size_bytes
-from structcot_kernels.checks import need_like, need_rows, need_shape
+from structcot_kernels.checks import can_be_read, need_like, need_rows, need_shape
 from structcot_kernels.jit import linear_cross_entropy as jit
 from structcot_kernels.launch import arch_of, cdiv, runs_triton
 
@@ -91,7 +91,7 @@ def need_operands(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor) -> Non
     if labels_M.dtype != torch.int64:
         raise TypeError(f"{name}: labels_M is {labels_M.dtype}; it must be torch.int64")
     need_rows(name, hidden_MD=hidden_MD, weight_VD=weight_VD)
-    if labels_M.is_cpu and labels_M.numel() and not runs_triton(hidden_MD):
+    if can_be_read(labels_M) and labels_M.numel() and not runs_triton(hidden_MD):
         low, high = (int(bound) for bound in labels_M.aminmax())
         if low < 0 or high >= num_columns:
             raise ValueError(

@@ -13,6 +13,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from structcot_kernels._head_exchange import HeadExchange
 
 
 class Projection(NamedTuple):
@@ -153,16 +156,30 @@ def attention_block(
     dropout_keys_T: Tensor | None = None,
     recompute: str = "block",
     implementation: str = "auto",
+    exchange: HeadExchange | None = None,
 ) -> Tensor:
-    """hidden + o(attention(rope(q(x)), rope(k(x)), v(x))) with x the norm of hidden, and heads normed before the rotation if asked."""
+    """hidden + o(attention(rope(q(x)), rope(k(x)), v(x))) with x the norm of hidden, and heads normed before the rotation if asked.
+
+    With `exchange` attention sees the tokens of all ranks, each of which gathers them all and keeps its own rows of the output.
+    """
     head_dim = cos_Pd.shape[1]
     x_TD = rms_norm(hidden_TD, norm_weight_D.to(hidden_TD.dtype), eps)
     q_THd, k_TGd, v_TGd = (out_TN.unflatten(-1, (-1, head_dim)) for out_TN in lora_qkv(x_TD, q, k, v, dropout, dropout_keys_T))
     if q_norm_d is not None and k_norm_d is not None:
         q_THd, k_TGd = rms_norm(q_THd, q_norm_d.to(x_TD.dtype), eps), rms_norm(k_TGd, k_norm_d.to(x_TD.dtype), eps)
     q_THd, k_TGd = rope(q_THd, positions_T, cos_Pd, sin_Pd), rope(k_TGd, positions_T, cos_Pd, sin_Pd)
+    q_THd, k_TGd, v_TGd = (heads if exchange is None else gather_rows(heads, exchange) for heads in (q_THd, k_TGd, v_TGd))
     out_THd = attention_varlen(q_THd, k_TGd, v_TGd, cu_seqlens_S1, max_seqlen, head_dim**-0.5)
+    if exchange is not None:
+        out_THd = out_THd.split(exchange.tokens_U)[exchange.rank]
     return hidden_TD + lora_linear(out_THd.flatten(1), *o, dropout, other_input(dropout_keys_T))
+
+
+def gather_rows(rows_TNd: Tensor, exchange: HeadExchange) -> Tensor:
+    """The rows of all ranks, in their order; the gradient of a row is summed over the ranks that read it."""
+    padded = F.pad(rows_TNd, (0, 0, 0, 0, 0, max(exchange.tokens_U) - len(rows_TNd)))
+    parts = all_gather(padded, exchange.group)
+    return torch.cat([part[:num_tokens] for part, num_tokens in zip(parts, exchange.tokens_U, strict=True)])
 
 
 def mlp_block(

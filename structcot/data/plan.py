@@ -130,7 +130,12 @@ def spread(samples: Integers, lengths: Integers, *, num_ranks: int, max_tokens: 
     costs = document_costs(np.asarray(lengths), attention_ratio)
     shares = _share_out(costs, num_ranks)
     num_bins = max(len(_first_fit(share, lengths, max_tokens)) for share in shares)
-    bins = [_fill_bins(share, lengths, costs, num_bins, max_tokens) for share in shares]
+    bins = [_fill_bins(share, lengths, costs, [0.0] * num_bins, max_tokens) for share in shares]
+    # A rank with one long document cannot make its micro-batches equal; the others then do better to be as unequal as it is.
+    profile = max(([float(costs[one].sum()) for one in rank_bins] for rank_bins in bins), key=lambda profile: profile[0])
+    alike = [_fill_bins(share, lengths, costs, profile, max_tokens) for share in shares]
+    if waited_cost(alike, costs) < (1 - 1e-9) * waited_cost(bins, costs):  # and not by rounding: a rank alone waits for nobody
+        bins = alike
     return tuple(tuple(tuple(int(samples[item]) for item in one) for one in rank_bins) for rank_bins in bins)
 
 
@@ -241,10 +246,21 @@ def _first_fit(share: list[int], lengths: Integers, max_tokens: int) -> list[lis
     return bins or [[]]
 
 
-def _fill_bins(share: list[int], lengths: Integers, costs: NDArray[np.float64], num_bins: int, max_tokens: int) -> list[list[int]]:
-    """Exactly `num_bins` bins of about equal cost, costliest first; tight fits fall back to first fit, which is known to fit."""
+def waited_cost(bins: Sequence[Sequence[Sequence[int]]], costs: NDArray[np.float64]) -> float:
+    """Sum over micro-batches of the costliest rank's, for which all others wait; `bins` are items by [rank][micro-batch]."""
+    return sum(max(float(costs[list(one)].sum()) for one in microbatch) for microbatch in zip(*bins, strict=True))
+
+
+def _fill_bins(
+    share: list[int], lengths: Integers, costs: NDArray[np.float64], profile: Sequence[float], max_tokens: int
+) -> list[list[int]]:
+    """As many bins as `profile` has, each about as far above its cost there, costliest first.
+
+    Tight fits fall back to first fit, which is known to fit.
+    """
+    num_bins = len(profile)
     bins: list[list[int]] = [[] for _ in range(num_bins)]
-    rooms, loads = [max_tokens] * num_bins, [0.0] * num_bins
+    rooms, loads = [max_tokens] * num_bins, [-cost for cost in profile]
     for item in sorted(share, key=lambda item: -lengths[item]):
         fitting = [number for number in range(num_bins) if lengths[item] <= rooms[number]]
         if not fitting:

@@ -14,6 +14,7 @@ from torch import nn
 
 from structcot.config import PROJECTIONS, TuningConfig, nearest
 from structcot.errors import ConfigError
+from structcot.model.parts import local_part, local_rows
 
 PARENTS = {
     "q_proj": "self_attn",
@@ -37,15 +38,16 @@ class LoraPair(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Draw A, zero B."""
+        """Draw A, zero B; a rank that holds some rows of A draws all and keeps those."""
         generator = torch.Generator().manual_seed(stable_hash(f"{seed}/{self.name}"))
         bound = self.lora_A.shape[1] ** -0.5
-        self.lora_A.copy_(torch.rand(self.lora_A.shape, generator=generator) * (2 * bound) - bound)
-        self.lora_B.zero_()
+        drawn_RK = torch.rand(self.lora_A.shape, generator=generator, device="cpu") * (2 * bound) - bound
+        local_part(self.lora_A.data).copy_(drawn_RK[local_rows(self.lora_A)])
+        local_part(self.lora_B.data).zero_()
 
 
-def attach_lora(model: nn.Module, tuning: TuningConfig, seed: int) -> None:
-    """Freeze every weight and put an adapter beside each projection that `tuning` names, in every block.
+def attach_lora(model: nn.Module, tuning: TuningConfig) -> None:
+    """Freeze every weight and put an adapter, still to be initialised, beside each projection that `tuning` names, in every block.
 
     Raises:
         ConfigError: if a name is no projection of the model.
@@ -58,9 +60,7 @@ def attach_lora(model: nn.Module, tuning: TuningConfig, seed: int) -> None:
         for name in tuning.target_modules:
             path = f"model.layers.{number}.{PARENTS[name]}.{name}"
             outputs, inputs = model.get_parameter(f"{path}.weight").shape
-            pair = LoraPair(path, outputs, inputs, tuning)
-            pair.initialise(seed)
-            block.get_submodule("adapters").add_module(name, pair)
+            block.get_submodule("adapters").add_module(name, LoraPair(path, outputs, inputs, tuning))
 
 
 def adapters_of(model: nn.Module) -> Iterator[tuple[str, LoraPair]]:

@@ -7,50 +7,83 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from structcot.config import Config
 from structcot.errors import ModelError
 from structcot.model.decoder import Decoder
-from structcot.model.lora import attach_lora
-from structcot.model.spec import read_spec
-from structcot.model_files import SIDE_FILES, TOKENIZER_FILES, WEIGHTS_INDEX, copy_files, weight_files
+from structcot.model.lora import adapters_of, attach_lora
+from structcot.model.parts import local_part, local_rows
+from structcot.model.shard import shard_model
+from structcot.model.spec import ModelSpec, read_spec
+from structcot.model_files import WEIGHTS_INDEX, weight_files
 
 MAX_SHARD_BYTES = 5 * 10**9
 
+PIECE_BYTES = 256 * 2**20
+"""Of a file that is read at a time."""
 
-def build_model(model_dir: Path, config: Config, device: torch.device) -> Decoder:
-    """The model that `config` trains, weights loaded: frozen with adapters, or all weights as fp32 masters.
+BLOCK_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight")
+"""Norms that are sharded with the adapters, which are fp32; they are rounded where they are used, so nothing of the result changes."""
+
+
+def build_model(model_dir: Path, config: Config, device: torch.device, mesh: DeviceMesh | None = None) -> Decoder:
+    """The model that `config` trains, weights loaded: frozen with adapters, or all weights as fp32 masters; sharded over `mesh` if given.
 
     Raises:
         ModelError: if the checkpoint does not fit its own config.json.
         ConfigError: if an adapter is asked for where the model has no such projection.
     """
+    model = empty_model(read_spec(model_dir), config, mesh)
+    in_host_memory = mesh is not None and config.parallel.cpu_offload == "parameters"
+    model.to_empty(device=torch.device("cpu") if in_host_memory else device)
+    model.tie()
+    load_weights(model, model_dir)
+    for _, pair in adapters_of(model):
+        pair.initialise(config.seed)
+    return model
+
+
+def empty_model(spec: ModelSpec, config: Config, mesh: DeviceMesh | None = None, device: str = "meta") -> Decoder:
+    """The model that `config` trains, its weights still without values, and on `meta` without memory.
+
+    Frozen matrices are kept in the dtype of the computation, all that is trained and all norms in fp32.
+
+    Raises:
+        ConfigError: if an adapter is asked for where the model has no such projection.
+    """
     compute_dtype = getattr(torch, config.train.dtype)
-    with torch.device("meta"):
-        model = Decoder(read_spec(model_dir), compute_dtype)
-    full = config.tuning.method == "full"
-    load_weights(model, model_dir, torch.float32 if full else compute_dtype, device)
-    if not full:
-        attach_lora(model, config.tuning, config.seed)
-    return model.to(device)
+    with torch.device(device):
+        model = Decoder(spec, compute_dtype)
+        if config.tuning.method == "lora":
+            for name, parameter in model.named_parameters():
+                if not name.endswith(BLOCK_NORMS):
+                    parameter.data = parameter.data.to(compute_dtype)
+            attach_lora(model, config.tuning)
+    if mesh is not None:
+        shard_model(model, mesh, config)
+    return model
 
 
-def load_weights(model: Decoder, model_dir: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-    """Replace the (meta) parameters of `model` by the checkpoint's, in `dtype`, one tensor at a time.
+def load_weights(model: Decoder, model_dir: Path) -> None:
+    """Fill the parameters of `model` but its adapters from a checkpoint, each rank its own rows, a few at a time.
+
+    The files are mapped, so the ranks of a node share one copy of them in the page cache, and none holds more than PIECE_BYTES in private.
 
     Raises:
         ModelError: if a tensor is missing, left over, of another shape, or a file cannot be read.
     """
-    wanted = dict(model.named_parameters())
+    wanted = {name: parameter for name, parameter in model.named_parameters() if ".adapters." not in name}
     found = dict(read_tensors(model_dir))
     extra_head = found.pop("lm_head.weight", None) if model.spec.tied_head else None
     leftover = [name for name in found if name not in wanted and not name.endswith("rotary_emb.inv_freq")]
@@ -58,29 +91,48 @@ def load_weights(model: Decoder, model_dir: Path, dtype: torch.dtype, device: to
     if leftover or missing:
         raise ModelError(f"{model_dir}: the weights do not fit config.json: missing {_some(missing)}, left over {_some(leftover)}")
     for name, parameter in wanted.items():
-        read = found[name]
-        tensor = read()
-        if tensor.shape != parameter.shape:
-            raise ModelError(f"{model_dir}: {name} has shape {tuple(tensor.shape)}, config.json says {tuple(parameter.shape)}")
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor.to(device=device, dtype=dtype)))
-    if model.spec.tied_head:
-        embedding = model.model.embed_tokens.weight
-        if extra_head is not None and not torch.equal(extra_head().to(embedding.dtype), embedding):
+        reader = found[name]
+        if reader.shape != tuple(parameter.shape):
+            raise ModelError(f"{model_dir}: {name} has shape {reader.shape}, config.json says {tuple(parameter.shape)}")
+        for place, piece in reader.pieces(local_rows(parameter)):
+            local_part(parameter.data)[place].copy_(piece)
+    if extra_head is not None:
+        _need_equal(extra_head, model.model.embed_tokens.weight, model_dir)
+
+
+def _need_equal(head: TensorReader, embedding: Tensor, model_dir: Path) -> None:
+    for place, piece in head.pieces(local_rows(embedding)):
+        part = local_part(embedding.data)[place]
+        if not torch.equal(piece.to(part.device, part.dtype), part):
             raise ModelError(f"{model_dir}: config.json ties the head to the embedding, but lm_head.weight differs from it")
-        model.lm_head.weight = embedding
 
 
 class TensorReader:
-    """Reads one tensor of a safetensors file when called."""
+    """One tensor of a safetensors file, which is opened when something is read."""
 
-    def __init__(self, path: Path, name: str):
-        self.path, self.name = path, name
+    def __init__(self, path: Path, name: str, shape: tuple[int, ...]):
+        self.path, self.name, self.shape = path, name, shape
 
     def __call__(self) -> Tensor:
-        """Read it, in the file's dtype."""
+        """All of it, in the file's dtype."""
         with safe_open(self.path, framework="pt") as file:
             return file.get_tensor(self.name)
+
+    def like(self) -> Tensor:
+        """Its shape and dtype, without memory."""
+        with safe_open(self.path, framework="pt") as file:
+            row = file.get_slice(self.name)[:1] if self.shape else file.get_tensor(self.name)
+            return torch.empty(self.shape, dtype=row.dtype, device="meta")
+
+    def pieces(self, rows: slice) -> Iterator[tuple[slice, Tensor]]:
+        """`rows` of it in pieces of about PIECE_BYTES, each with its place among `rows`."""
+        with safe_open(self.path, framework="pt") as file:
+            tensor = file.get_slice(self.name)
+            row_bytes = 4 * math.prod(self.shape[1:])
+            step = max(1, PIECE_BYTES // max(1, row_bytes))
+            for start in range(rows.start, rows.stop, step):
+                stop = min(start + step, rows.stop)
+                yield slice(start - rows.start, stop - rows.start), tensor[start:stop]
 
 
 def read_tensors(model_dir: Path) -> Iterator[tuple[str, TensorReader]]:
@@ -92,11 +144,11 @@ def read_tensors(model_dir: Path) -> Iterator[tuple[str, TensorReader]]:
     for path in weight_files(model_dir):
         try:
             with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path}: cannot be read as safetensors: {error}; fetch the model again") from error
-        for name in names:
-            yield name, TensorReader(path, name)
+        for name, shape in shapes.items():
+            yield name, TensorReader(path, name, shape)
 
 
 def weights_fingerprint(model_dir: Path) -> str:
@@ -114,17 +166,23 @@ def weights_fingerprint(model_dir: Path) -> str:
     return digest.hexdigest()
 
 
-def save_weights(tensors: Mapping[str, Tensor], model_dir: Path, directory: Path) -> None:
-    """Write a Hugging Face checkpoint: shards of at most 5 GB with an index, and the files beside them copied from `model_dir`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    split = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=MAX_SHARD_BYTES, filename_pattern="model{suffix}.safetensors")
+def save_weights(readers: Mapping[str, TensorReader], tensor: Callable[[str], Tensor], directory: Path | None) -> None:
+    """Write the tensors that `tensor` makes as a Hugging Face checkpoint: files of at most 5 GB with an index.
+
+    `readers` are those of the base, whose names, shapes and dtypes it has. Without a directory every tensor is made and none kept: for
+    ranks that only give their part of them.
+    """
+    shapes = {name: reader.like() for name, reader in readers.items()}
+    split = split_torch_state_dict_into_shards(shapes, max_shard_size=MAX_SHARD_BYTES, filename_pattern="model{suffix}.safetensors")
     for file_name, names in split.filename_to_tensors.items():
-        shard = {name: tensors[name].contiguous() for name in names}
-        save_file(shard, directory / file_name, metadata={"format": "pt"})
-    if split.is_sharded:
+        if directory is None:
+            for name in names:
+                tensor(name)
+        else:
+            save_file({name: tensor(name).contiguous() for name in names}, directory / file_name, metadata={"format": "pt"})
+    if split.is_sharded and directory is not None:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (directory / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
-    copy_files(model_dir, directory, (*SIDE_FILES, *TOKENIZER_FILES))
 
 
 def _some(names: list[str]) -> str:
