@@ -27,7 +27,7 @@ def text_of(plan: Plan, price: float) -> str:
         "",
         f"Host memory of a GPU's process beyond that: {memory.host_bytes / 2**30:.1f} GiB.",
         f"Largest micro-batch predicted: {plan.microbatch_tokens:,} tokens a GPU, recompute {plan.recompute};"
-        f" as large as {plan.largest_microbatch_tokens:,} would fit with everything recomputed.",
+        f" as large as {plan.largest_microbatch_tokens:,} would fit.",
         "",
         "| time | |",
         "|---|---|",

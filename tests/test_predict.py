@@ -108,7 +108,7 @@ def test_the_peak_of_a_tiny_model_is_predicted(method: str, dtype: str, recomput
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "dtype", "recompute"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("method", "dtype", "recompute"), [case for case in CASES if case[2] != "full"], ids=lambda value: str(value))
 def test_the_peak_of_smollm2_is_predicted(method: str, dtype: str, recompute: str) -> None:
     check_peak(SMOLLM2, method, dtype, recompute)
 
