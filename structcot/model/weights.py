@@ -57,7 +57,7 @@ def build_model(model_dir: Path, config: Config, device: torch.device, mesh: Dev
 def empty_model(spec: ModelSpec, config: Config, mesh: DeviceMesh | None = None, device: str = "meta") -> Decoder:
     """The model that `config` trains, its weights still without values, and on `meta` without memory.
 
-    Frozen matrices are kept in the dtype of the computation, all that is trained and all norms in fp32.
+    All that is trained is kept in fp32, and so are norms, but for those of heads: these and frozen matrices are in the computation's dtype.
 
     Raises:
         ConfigError: if an adapter is asked for where the model has no such projection.
