@@ -11,7 +11,6 @@ A rank that dies breaks the connections of the others, which then end as well; o
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import HashStore, PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from structcot.config import ParallelConfig
@@ -144,7 +143,7 @@ class World:
 
 @contextmanager
 def joined(parallel: ParallelConfig, device: torch.device) -> Iterator[World]:
-    """The ranks that torchrun has started, connected; this process alone where it has not.
+    """The ranks that torchrun has started, connected; where it has not, this process alone, which may shard over itself.
 
     Raises:
         ConfigError: if their number does not fit `parallel`.
@@ -155,15 +154,14 @@ def joined(parallel: ParallelConfig, device: torch.device) -> Iterator[World]:
     if not needs_mesh:
         yield World()
         return
+    if size > 1 and "MASTER_ADDR" not in os.environ:
+        raise ConfigError(f"WORLD_SIZE is {size}, but nothing says where the other processes are (MASTER_ADDR); start them by torchrun")
     wait = timedelta(seconds=parallel.hang_seconds + MARGIN_SECONDS)
-    if "MASTER_ADDR" not in os.environ:
-        if size > 1:
-            raise ConfigError(f"WORLD_SIZE is {size}, but nothing says where the other processes are (MASTER_ADDR); start them by torchrun")
-        # one process that shards over itself alone
-        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "RANK": "0", "WORLD_SIZE": "1"}
-    # torchrun may keep one store over all its restarts, in which what the ranks before wrote of their addresses would be read again.
-    store, rank, _ = next(rendezvous("env://", timeout=wait))
-    store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store, rank = HashStore(), 0
+    if size > 1:
+        # torchrun may keep one store over all its restarts, in which what the ranks before wrote of their addresses would be read again.
+        store, rank, _ = next(rendezvous("env://", timeout=wait))
+        store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=wait, device_id=device if device.type == "cuda" else None
@@ -250,10 +248,3 @@ def is_lost_connection(error: RuntimeError) -> bool:
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):
         return True
     return "gloo" in str(error) or "Connection closed by peer" in str(error) or "Broken pipe" in str(error)
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]

@@ -74,8 +74,9 @@ def start(config: Config, world: World, device: torch.device, stop: StopFlag, wa
     fresh = TrainState(step=0, num_tokens=0, identity=prepared.identity, plan_sha256=prepared.plan.sha256, weights_sha256=weights_sha256)
     output_dir = Path(config.output_dir)
     state = load_latest(output_dir / "checkpoints", fresh, model, optimizer, world)
-    if world.is_first:
-        write_manifest(output_dir, {**prepared.hashes, "weights": weights_sha256}, device_report(device))
+    with world.agreed():
+        if world.is_first:
+            write_manifest(output_dir, {**prepared.hashes, "weights": weights_sha256}, device_report(device))
     run = Run(
         config=config,
         output_dir=output_dir,

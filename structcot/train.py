@@ -252,8 +252,9 @@ def save(run: Run, state: TrainState, log: StepLog) -> None:
     with run.world.agreed():
         log.sync()
     run.writer.begin(state, run.model, run.optimizer)
-    if run.world.is_first:
-        write_report(run.output_dir)
+    with run.world.agreed():
+        if run.world.is_first:
+            write_report(run.output_dir)
 
 
 def is_due(step: int, interval_steps: int, num_steps: int) -> bool:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from structcot import train
+from structcot import start, train
 from structcot.config import Config
 from structcot.data.render import RenderedSample
-from structcot.distributed import World, free_port, joined
+from structcot.distributed import World, joined
 from structcot.model.decoder import Decoder
 from structcot.model.parts import local_part, local_rows, whole_on_cpu
 from structcot.model.weights import build_model
@@ -56,6 +57,13 @@ def on_ranks(num_ranks: int, work: Callable[..., Any], *arguments: Any, seconds:
     failures = [text for ended_well, text in results if not ended_well]
     assert not failures, failures[0]
     return [result for _, result in results]
+
+
+def free_port() -> int:
+    """Find a TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 def _work_apart(environment: dict[str, str], output: Connection, work: Callable[..., Any], arguments: Sequence[Any]) -> None:
@@ -185,3 +193,26 @@ def before_backward(step: int, action: Callable[[Any], Any]) -> None:
         return result
 
     Decoder.forward = watched
+
+
+def fail_in_evaluation() -> None:
+    """Raise on this rank alone what nothing catches, as a GPU without memory does, when it measures the held-out loss."""
+    forward = Decoder.forward
+
+    def failing(model: Decoder, batch: Any, **how: Any) -> Any:
+        if not model.training and not how:
+            raise RuntimeError("out of memory")
+        return forward(model, batch, **how)
+
+    Decoder.forward = failing
+
+
+def signal_in_prepare(number: int) -> None:
+    """Send this rank a signal before it reads the data."""
+    prepare = start.prepare
+
+    def signalled(*arguments: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return prepare(*arguments, **named)
+
+    start.prepare = signalled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -115,3 +116,32 @@ def test_a_run_goes_on_with_another_number_of_ranks(others: int, site: Site, tmp
     exact = ("step", "epoch", "train/num_tokens", "data/step_tokens", "data/step_supervised_tokens")
     assert [[line[key] for key in exact] for line in moved] == [[line[key] for key in exact] for line in whole]
     assert [line["train/loss"] for line in moved] == pytest.approx([line["train/loss"] for line in whole], rel=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_fails_alone_in_an_evaluation_ends_the_other_at_once(rank: int, site: Site, undisturbed: Path, tmp_path: Path) -> None:
+    start_seconds = time.monotonic()
+    outcomes = train_on_ranks(site, 2, site.overrides(tmp_path / "run", *TWO), {rank: (ranks.fail_in_evaluation,)})
+    assert time.monotonic() - start_seconds < 30
+    assert [outcome.status for outcome in outcomes] == [FAILED, FAILED]
+    assert "RuntimeError: out of memory" in outcomes[rank].err
+    assert "another rank has ended or does not answer" in outcomes[1 - rank].message
+    go_on(site, tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_while_data_is_rendered_ends_all_with_the_same_status(rank: int, site: Site, tmp_path: Path) -> None:
+    own = Site(tmp_path / "site")  # whose cache is empty
+    shutil.copytree(site.model_dir, own.model_dir)
+    shutil.copy(site.data_path, own.data_path)
+    overrides = own.overrides(tmp_path / "run", *TWO)
+    trouble = {rank: (ranks.signal_in_prepare, signal.SIGTERM)}
+    outcomes = train_on_ranks(own, 2, overrides, trouble)
+    assert [outcome.status for outcome in outcomes] == [FAILED, FAILED]
+    assert outcomes[0].message == "stopped by SIGTERM before the first step; the same command starts again"
+    train_on_ranks(own, 2, overrides, {0: (ranks.kill_in_step, 4, signal.SIGTERM)})
+    shutil.rmtree(own.directory / "cache")
+    outcomes = train_on_ranks(own, 2, overrides, trouble)
+    assert [outcome.status for outcome in outcomes] == [STOPPED, STOPPED]
+    assert "stopped by SIGTERM before the next step" in outcomes[0].message
+    assert outcomes[1].err == ""

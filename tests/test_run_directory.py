@@ -561,3 +561,11 @@ def test_module_and_command_are_the_same(
 def test_base_is_named_so_that_other_tools_find_it(name: str, expected: str) -> None:
     config = tiny_config().model_copy(update={"model_name_or_path": name})
     assert served(config, Path("/models/smollm2")).model_name_or_path == expected
+
+
+@pytest.mark.parametrize("kind", ["activations", "optimizer", "parameters"])
+def test_what_lies_in_host_memory_changes_nothing(kind: str, site: Site, finished_run: Path, tmp_path: Path) -> None:
+    outcome = site.train(tmp_path / "run", f"parallel.cpu_offload={kind}")
+    assert outcome.status == DONE, outcome.err
+    assert metrics_of(tmp_path / "run") == metrics_of(finished_run)
+    assert adapter_of(tmp_path / "run") == adapter_of(finished_run)
