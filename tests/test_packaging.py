@@ -54,3 +54,11 @@ def test_the_commands_of_the_readme_exist() -> None:
     named = set(re.findall(r"^(?:\$ )?structcot ([a-z]+)", text, flags=re.MULTILINE)) | set(re.findall(r"`structcot ([a-z]+)", text))
     assert named, "the README shows no command"
     assert named <= known, f"the README shows commands that do not exist: {named - known}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("qwen2_5_32b_*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_has_a_plan_with_which_it_fits(path: Path) -> None:
+    plan = (ROOT / "docs" / "plans" / f"{path.stem}.md").read_text()
+    assert plan.startswith(f"# Plan of `configs/{path.name}`\n")
+    assert " x h100-80gb: fits: peak " in plan
+    assert f"[{path.stem.removeprefix('qwen2_5_32b_')}]({path.stem}.md)" in (ROOT / "docs" / "plans" / "README.md").read_text()
