@@ -263,3 +263,26 @@ def splitmix64_share(key: int, column: int) -> float:
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
     return ((value ^ (value >> 31)) >> 40) / 2**24
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 8])
+def test_slices_put_together_are_the_whole_micro_batch(num_ranks: int) -> None:
+    samples, keys = random_samples([9, 1, 17, 4]), [11, 22, 33, 44]
+    whole = pack(samples, dropout_keys=keys)
+    parts = [pack(samples, dropout_keys=keys, share=(rank, num_ranks)) for rank in range(num_ranks)]
+    for name in ("tokens_T", "positions_T", "dropout_keys_T", "labels_M", "kinds_M", "documents_M"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    starts = np.cumsum([0, *parts[0].slices_U])
+    assert torch.equal(torch.cat([part.rows_M + int(start) for part, start in zip(parts, starts, strict=False)]), whole.rows_M)
+    for rank, part in enumerate(parts):
+        assert part.slices_U == parts[0].slices_U
+        assert part.num_tokens == part.slices_U[rank]
+        assert torch.equal(part.cu_seqlens_S1, whole.cu_seqlens_S1)
+        assert part.lengths_S == whole.lengths_S
+    assert max(parts[0].slices_U) - min(parts[0].slices_U) <= 1
+
+
+def test_a_micro_batch_without_a_document_is_one() -> None:
+    nothing = pack([], dropout_keys=[])
+    assert (nothing.num_tokens, nothing.num_supervised, nothing.max_seqlen) == (0, 0, 0)
+    assert nothing.cu_seqlens_S1.tolist() == [0]
