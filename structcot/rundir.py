@@ -19,7 +19,19 @@ from structcot.files import write_json, write_text
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "datasets", "peft", "numpy", "flash-attn", "liger-kernel")
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "peft",
+    "numpy",
+    "flash-attn",
+    "liger-kernel",
+    "torchao",
+)
 
 
 @contextmanager

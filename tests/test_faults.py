@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -9,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from structcot.checkpoint import complete_checkpoints
 from tests import ranks
+from tests.one_step import REORDERED, relative_error
 from tests.ranks import train_on_ranks
 from tests.tiny_run import DONE, FAILED, NUM_STEPS, STOPPED, WRONG, Site, adapter_of, checkpoints_of, copy_run, fill_disk_at, metrics_of
 
@@ -145,3 +148,18 @@ def test_a_signal_to_one_rank_while_data_is_rendered_ends_all_with_the_same_stat
     assert [outcome.status for outcome in outcomes] == [STOPPED, STOPPED]
     assert "stopped by SIGTERM before the next step" in outcomes[0].message
     assert outcomes[1].err == ""
+
+
+def test_the_adapter_of_four_ranks_is_that_of_one(site: Site, tmp_path: Path) -> None:
+    more = ["train.dtype=float32", "train.max_steps=4"]
+    assert site.train(tmp_path / "one", *more).status == DONE
+    assert {outcome.status for outcome in train_on_ranks(site, 4, site.overrides(tmp_path / "four", *more, "parallel.sequence=2"))} == {
+        DONE
+    }
+    one, four = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "four"))
+    assert {name: tensor.shape for name, tensor in one.items()} == {name: tensor.shape for name, tensor in four.items()}
+    moved = {name: relative_error(four[name], one[name]) for name in one}
+    assert max(moved.values()) <= REORDERED, moved
+    assert json.loads((tmp_path / "four" / "adapter" / "certificate.json").read_text())["passed"]
+    configs = [json.loads((tmp_path / name / "adapter" / "adapter_config.json").read_text()) for name in ("one", "four")]
+    assert configs[0] == configs[1]
