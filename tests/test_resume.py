@@ -326,6 +326,31 @@ def test_a_stop_claims_no_checkpoint_where_the_one_it_waits_for_cannot_be_writte
     assert outcome.message == "no room"
 
 
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_before_the_next_one_is_due(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def failing(*arguments: Any) -> None:
+        failed.set()
+        raise CheckpointError("no room")
+
+    real_step = train.train_step
+
+    def following(run: train.Run, state: TrainState) -> train.StepReport:
+        if state.step >= 4:
+            assert failed.wait(60)
+            time.sleep(0.2)
+        return real_step(run, state)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", failing)
+    monkeypatch.setattr(train, "train_step", following)
+    outcome = site.train(tmp_path / "run")
+    assert outcome.status == FAILED
+    assert outcome.message == "no room"
+    assert 4 <= len(metrics_of(tmp_path / "run")) < NUM_STEPS
+
+
 def test_both_are_told_where_a_run_fails_while_its_checkpoint_cannot_be_written(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
