@@ -65,8 +65,6 @@ class Plan:
     largest_microbatch_tokens: int
     instead: tuple[str, ...]
     workload: Workload
-    compute: ComputeTime
-    sending: SendTime
     step_seconds: float
     exposed_seconds: float
     optimizer_seconds: float
@@ -110,6 +108,7 @@ def predict(spec: ModelSpec, config: Config, num_ranks: int, machine: Machine, w
     memory = predict_memory(spec, config, workload.worst, num_ranks=num_ranks, recompute=recompute, triton=True)
     room_bytes = machine.memory_bytes - machine.reserved_bytes
     fits = memory.peak_total <= room_bytes
+    largest = largest_microbatch(spec, config, num_ranks, room_bytes)
     compute = count_compute(spec, config, recompute, machine)
     sending = count_sending(spec, config, recompute, machine, num_ranks, memory.collective_bytes, tokens)
     updating = optimizer_seconds(spec, config, machine, num_ranks)
@@ -123,11 +122,9 @@ def predict(spec: ModelSpec, config: Config, num_ranks: int, machine: Machine, w
         microbatch_tokens=tokens,
         memory=memory,
         fits=fits,
-        largest_microbatch_tokens=largest_microbatch(spec, config, num_ranks, room_bytes),
-        instead=() if fits else tuple(alternatives(spec, config, num_ranks, machine, workload)),
+        largest_microbatch_tokens=largest,
+        instead=() if fits else tuple(alternatives(spec, config, num_ranks, machine, workload, largest)),
         workload=workload,
-        compute=compute,
-        sending=sending,
         step_seconds=step_seconds + updating,
         exposed_seconds=exposed_seconds,
         optimizer_seconds=updating,
@@ -244,11 +241,11 @@ def largest_microbatch(spec: ModelSpec, config: Config, num_ranks: int, room_byt
     return max(0, int(tokens // GRAIN_TOKENS) * GRAIN_TOKENS)
 
 
-def alternatives(spec: ModelSpec, config: Config, num_ranks: int, machine: Machine, workload: Workload) -> list[str]:
+def alternatives(spec: ModelSpec, config: Config, num_ranks: int, machine: Machine, workload: Workload, largest: int) -> list[str]:
     """Single changes, nearest first, with which the run fits; a micro-batch cannot be smaller than the longest document."""
     room_bytes = machine.memory_bytes - machine.reserved_bytes
     longest, found = workload.longest, []
-    for changes, ranks in possible_changes(config, num_ranks, longest, largest_microbatch(spec, config, num_ranks, room_bytes)):
+    for changes, ranks in possible_changes(config, num_ranks, longest, largest):
         changed = with_changes(config, changes)
         sequence = changed.parallel.sequence
         if spec.num_heads % sequence or ranks % (changed.parallel.replicate * sequence):
