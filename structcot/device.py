@@ -7,7 +7,7 @@ import os
 import torch
 
 from structcot.config import Config
-from structcot.distributed import num_processes
+from structcot.distributed import need_shared_heads, num_processes
 from structcot.errors import ConfigError
 from structcot.model.spec import ModelSpec
 from structcot_kernels.attention_varlen import choose_attention, describe_attention
@@ -44,11 +44,7 @@ def choose_operations(config: Config, spec: ModelSpec, device: torch.device) -> 
     Raises:
         ConfigError: if the attention that the config names cannot run here, or ranks cannot share the model's heads.
     """
-    if spec.num_heads % config.parallel.sequence:
-        raise ConfigError(
-            f"parallel.sequence: got {config.parallel.sequence}, but the model has {spec.num_heads} attention heads, which that many ranks"
-            " cannot share evenly; use a degree that divides them"
-        )
+    need_shared_heads(config.parallel, spec.num_heads)
     backend = config.kernels if config.kernels != "auto" else "triton" if device.type == "cuda" else "torch"
     use_backend(backend)
     heads = (config.attn_implementation, device, getattr(torch, config.train.dtype), spec.head_dim)

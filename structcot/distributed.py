@@ -225,6 +225,18 @@ def need_layout(parallel: ParallelConfig, size: int) -> None:
         )
 
 
+def need_shared_heads(parallel: ParallelConfig, num_heads: int) -> None:
+    """Refuse a degree by which ranks cannot share the attention heads of a model evenly.
+
+    Raises:
+        ConfigError: naming the degree and the heads.
+    """
+    if num_heads % parallel.sequence:
+        raise ConfigError(
+            f"parallel.sequence: got {parallel.sequence}, which does not divide the model's {num_heads} heads; use a degree that does"
+        )
+
+
 @contextmanager
 def connected() -> Iterator[None]:
     """Turn the error of a broken connection into one that says so.

@@ -18,7 +18,7 @@ from structcot.config_file import parse_config
 from structcot.data.plan import StepPlan, spread
 from structcot.data.render import load_tokenizer
 from structcot.data.samples import prepare_samples
-from structcot.distributed import need_layout
+from structcot.distributed import need_layout, need_shared_heads
 from structcot.errors import ConfigError
 from structcot.fetch import resolve_shape
 from structcot.machines import Machine
@@ -90,8 +90,7 @@ def plan_run(config: Config, num_ranks: int, machine: Machine, document_tokens: 
     need_layout(config.parallel, num_ranks)
     model_dir = resolve_shape(config.model_name_or_path, config.revision)
     spec = read_spec(model_dir)
-    if spec.num_heads % config.parallel.sequence:
-        raise ConfigError(f"parallel.sequence: got {config.parallel.sequence}, which does not divide the model's {spec.num_heads} heads")
+    need_shared_heads(config.parallel, spec.num_heads)
     if document_tokens is None:
         data = prepare_samples(config, load_tokenizer(model_dir), model_dir, lambda: False)
         workload = of_data(plan_steps(config, data), config, spec, num_ranks)
