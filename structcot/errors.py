@@ -42,6 +42,10 @@ class FetchError(StructcotError):
     """A model or data set cannot be put on disk: no network, a wrong checksum, an archive that leaves its directory."""
 
 
+class ServerError(StructcotError):
+    """A model behind a server gives no answer: it refuses the request, cannot be reached, or sends what cannot be read."""
+
+
 class CheckpointError(StructcotError):
     """A checkpoint cannot be written or read: a full disk, a damaged file."""
 

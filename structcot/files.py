@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from structcot.errors import ConfigError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -25,6 +30,35 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def write_lines_whole(source: str, to: str) -> Iterator[BinaryIO]:
+    """Open what is made of `source`: a file that takes the name `to` once all of it is written, or standard output for "-".
+
+    Raises:
+        ConfigError: if `source` is no file (or "-", standard input), if `to` is the same one, or cannot be written.
+    """
+    if source != "-" and not Path(source).is_file():
+        raise ConfigError(f"{source}: is no file; give a file of JSON lines, or - for standard input")
+    if to == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    path = Path(to)
+    if source != "-" and path.exists() and path.samefile(source):
+        raise ConfigError(f"{to}: is the input too; write to another file")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        file = temporary.open("wb")
+    except OSError as error:
+        raise ConfigError(f"{to}: cannot be written: {error.strerror}; give a file in a directory that is there") from error
+    try:
+        with file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def json_sha256(value: Any) -> str:

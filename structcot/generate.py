@@ -16,9 +16,9 @@ from structcot.config import Config
 from structcot.config_file import load_config
 from structcot.console import say
 from structcot.data.render import NONE, PROMPT
-from structcot.data.turns import SOLUTION_TAGS, THOUGHT_TAGS
 from structcot.errors import ExportError
 from structcot.prepare import Prepared, prepare
+from structcot.tags import SOLUTION_TAGS, THOUGHT_TAGS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

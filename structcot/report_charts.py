@@ -184,7 +184,7 @@ def draw_bars(key: str, title: str, edges: Sequence[float], counts: Sequence[flo
     """Draw a histogram: bin k holds `counts[k]` samples from `edges[k]` to `edges[k + 1]`; bins are equally wide on the page."""
     total = sum(counts)
     if len(edges) != len(counts) + 1 or not total:
-        return _empty_chart(key, title, "The plan holds no lengths.")
+        return _empty_chart(key, title, "There is nothing to count.")
     y = nice_axis(0, max(counts), 4)
     width = BOX_WIDTH / len(counts)
     tops = [BOX_HEIGHT * (1 - y.share(count)) for count in counts]
@@ -201,7 +201,7 @@ def draw_bars(key: str, title: str, edges: Sequence[float], counts: Sequence[flo
         "at": [f"{number(low)} to {number(high)} {unit}" for low, high in pairwise(edges)],
         "texts": [[f"{count:,} ({100 * count / total:.3g} %)" for count in counts]],
     }
-    legend = f'<span class="at">all lengths</span><span class="key">samples <b>{total:,}</b></span>'
+    legend = f'<span class="at">all</span><span class="key">samples <b>{total:,}</b></span>'
     return Chart(key=key, html=_figure(key, title, note, legend, "".join(drawing), "".join(labels)), readout=readout)
 
 

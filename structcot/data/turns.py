@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from structcot.data.records import Message
+from structcot.tags import SOLUTION_TAGS, THOUGHT_TAGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-THOUGHT_TAGS = (("<|begin_of_thought|>", "<|end_of_thought|>"), ("<think>", "</think>"))
-SOLUTION_TAGS = ("<|begin_of_solution|>", "<|end_of_solution|>")
 OPENED_THOUGHT = re.compile("(?:" + "|".join(re.escape(opening) for opening, _ in THOUGHT_TAGS) + r")\s*\Z")
 FIRST_PLACEHOLDER, LAST_PLACEHOLDER = 0xE000, 0xF8FF  # private use area: in no normalisation form, in no vocabulary entry of more than it
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)

@@ -1,0 +1,133 @@
+"""Which answers are wrong: two graders must say so, and a record on which they disagree is neither right nor wrong.
+
+A grader is a field of the record that holds a judgement made elsewhere, or one of two built in: `exact` compares the answers as text after
+stripping what only typesets, `math-verify` compares them as mathematics. Each errs in its own way: the first calls many right answers wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from structcot.answers import final_answer
+from structcot.errors import ConfigError
+from structcot.perturb.spec import Spec
+from structcot.tags import read_answer
+from structcot.traces import Trace
+
+JUDGEMENT_FIELDS = ("correct", "score", "is_correct", "correctness")
+PROBLEM_FIELDS = ("problem", "question", "prompt", "input")
+GOLD_FIELDS = ("gold", "gt_answer", "answer", "target")
+_TYPESETTING = re.compile(r"\\(?:left|right|displaystyle|,|;|!| )|\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}|[\s$]|(?<=\d),(?=\d{3})|\.$")
+
+Grader = Callable[[str, str], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """The problem of a record and what the graders say: right, wrong, disputed, or unjudged for a `reason`."""
+
+    problem: str
+    verdict: str
+    reason: str = ""
+
+
+def judge(trace: Trace, spec: Spec) -> Judgement:
+    """Judge one record by the graders that `spec` names.
+
+    Raises:
+        ConfigError: if a grader is needed whose package is not installed.
+    """
+    problem, gold = problem_of(trace, spec), _gold_of(trace, spec)
+    answer = read_answer(trace.text)
+    found = final_answer(answer.solution if answer.is_closed else trace.text)
+    if not problem:
+        return Judgement(problem="", verdict="unjudged", reason="no problem found; name its field with problem=FIELD")
+    names = _graders(trace, spec, gold)
+    needed = 2 if spec.graders == "two" else 1
+    if len(names) < needed:
+        return Judgement(problem=problem, verdict="unjudged", reason="too few graders: no reference answer; name its field with gold=FIELD")
+    if not found and spec.select == "pair":
+        return Judgement(problem=problem, verdict="unjudged", reason="no final answer in the text")
+    said = {_says(name, trace, gold, found) for name in names}
+    verdict = "disputed" if len(said) > 1 else "right" if said == {True} else "wrong"
+    return Judgement(problem=problem, verdict=verdict)
+
+
+def problem_of(trace: Trace, spec: Spec) -> str:
+    """The text of the problem: the last user turn, or the first field that holds it; "" where none does."""
+    if spec.problem:
+        return _text_at(trace.record, spec.problem)
+    for turns, role, content in (("messages", "role", "content"), ("conversations", "from", "value"), ("prompt", "role", "content")):
+        listed = trace.record.get(turns)
+        if isinstance(listed, list):
+            users = [turn.get(content) for turn in listed if isinstance(turn, dict) and turn.get(role) in ("user", "human")]
+            return " ".join(users[-1].split()) if users and isinstance(users[-1], str) else ""
+    return _first_text(trace.record, PROBLEM_FIELDS)
+
+
+def exact(gold: str, found: str) -> bool:
+    """Whether two answers are the same text once what only typesets is gone."""
+    return _bare(gold) == _bare(found)
+
+
+def math_verify(gold: str, found: str) -> bool:
+    """Whether two answers are the same as mathematics, by the package math-verify.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    try:
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise ConfigError("graders: math-verify is not installed; pip install structcot[eval], or name other graders") from error
+    return bool(verify(parse(f"${gold}$"), parse(f"$\\boxed{{{found}}}$")))
+
+
+GRADERS: dict[str, Grader] = {"exact": exact, "math-verify": math_verify}
+
+
+def _graders(trace: Trace, spec: Spec, gold: str) -> list[str]:
+    """The graders that can judge this record: its own judgement and one built in, or both of those."""
+    if spec.graders not in ("one", "two"):
+        names = spec.graders.split("+")
+        return [name for name in names if isinstance(trace.record.get(name), bool) or (name in GRADERS and gold)]
+    own = [name for name in JUDGEMENT_FIELDS if isinstance(trace.record.get(name), bool)][:1]
+    built_in = ["math-verify", "exact"] if gold else []
+    names = [*own, *built_in] if spec.graders == "two" else [*own, *built_in[::-1]]
+    return names[: 2 if spec.graders == "two" else 1]
+
+
+def _says(name: str, trace: Trace, gold: str, found: str) -> bool:
+    own = trace.record.get(name)
+    return own if isinstance(own, bool) else bool(found) and GRADERS[name](gold, found)
+
+
+def _gold_of(trace: Trace, spec: Spec) -> str:
+    return _text_at(trace.record, spec.gold) if spec.gold else _first_text(trace.record, GOLD_FIELDS)
+
+
+def _first_text(record: dict[str, Any], names: tuple[str, ...]) -> str:
+    """The first of the fields that holds a text or number, in the record or in an object `problem` inside it."""
+    inside = record.get("problem")
+    for holder in ([inside] if isinstance(inside, dict) else []) + [record]:
+        for name in names:
+            text = _text_at(holder, name)
+            if text:
+                return text
+    return ""
+
+
+def _text_at(record: Any, dotted: str) -> str:
+    """The text under a name, or under names joined by dots for an object inside an object."""
+    value = record
+    for name in dotted.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    is_text = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return " ".join(str(value).split()) if is_text else ""
+
+
+def _bare(answer: str) -> str:
+    return _TYPESETTING.sub(lambda match: match[1] or "", answer.replace("dfrac", "frac").replace("tfrac", "frac")).casefold()
