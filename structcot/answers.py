@@ -33,12 +33,8 @@ def answer_span(text: str) -> Span | None:
     boxes = box_spans(text)
     if boxes:
         return boxes[-1]
-    stated = None
-    for stated in _STATED.finditer(text):
-        pass
-    if stated is None:
-        return None
-    return stated.span(1) if stated[1] is not None else stated.span(2)
+    stated = list(_STATED.finditer(text))[-1:]
+    return stated[0].span(1 if stated[0][1] is not None else 2) if stated else None
 
 
 def final_answer(text: str) -> str:

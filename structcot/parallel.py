@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from structcot.errors import ConfigError
 
 Lines = list[tuple[str, bytes]]
-Context, Result = TypeVar("Context"), TypeVar("Result")
+Context = TypeVar("Context")
+Result = TypeVar("Result")
 
 # A batch ends at the first of the two. It does not depend on the number of processes, and so neither does a sum over batches.
 LINES_PER_BATCH, BYTES_PER_BATCH = 64, 2_000_000

@@ -1,8 +1,8 @@
 """Where the thought and the solution lie in an assistant's answer, by their tags.
 
 Two styles are understood: `<|begin_of_thought|>...<|end_of_thought|>` with `<|begin_of_solution|>...<|end_of_solution|>`, and
-`<think>...</think>`, after which everything is the solution. Reading never fails: an answer that is cut short or broken is read as far as it
-goes, and what is wrong with it is named in `defect`.
+`<think>...</think>`, after which everything is the solution. Reading never fails: an answer that is cut short or broken is read as far as
+it goes, and what is wrong with it is named in `defect`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OPENED_BY_PROMPT = "</think>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer and its parts: the thought is text[thought_start:thought_end], the solution text[solution_start:solution_end], without tags.
+    """An answer and its parts, without tags: the thought text[thought_start:thought_end], the solution text[solution_start:solution_end].
 
     An answer without tags is all thought. `is_closed` tells whether the thought has an end; `defect` says what is wrong with the tags, ""
     where nothing is.

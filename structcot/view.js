@@ -9,6 +9,8 @@ const BACKTRACKING = facts.types.indexOf("backtracking");
 const isComparison = facts.files.length > 1;
 const ROW_PIXELS = isComparison ? 104 : 82;
 const SLICE_MS = 12;
+// A search for one letter would mark thousands of places of one text and make its page slow; they are all counted.
+const MAX_MARKS = 1000;
 const SVG = "http://www.w3.org/2000/svg";
 
 const list = byId("list");
@@ -291,7 +293,11 @@ function apply(isSearching = false) {
 
 function hitsIn(text) {
   const hits = [];
-  if (pattern) for (const hit of text.matchAll(pattern)) hits.push(hit.index, hit.index + hit[0].length);
+  if (!pattern) return hits;
+  for (const hit of text.matchAll(pattern)) {
+    if (hits.length === 2 * MAX_MARKS) break;
+    hits.push(hit.index, hit.index + hit[0].length);
+  }
   return hits;
 }
 
@@ -497,7 +503,8 @@ function fill(trace) {
   const question = make("details", "question");
   question.open = !trace.other;
   question.append(make("summary", "", "Question"), writer(trace.question)(make("div", "text"), 0, trace.question.length));
-  const readout = make("p", "readout", "Point at a step, or walk through them with [ and ].");
+  const isCut = trace.hits > MAX_MARKS ? ` At most ${count(MAX_MARKS)} hits of a text are marked.` : "";
+  const readout = make("p", "readout", `Point at a step, or walk through them with [ and ].${isCut}`);
   readout.setAttribute("role", "status");
   detail.replaceChildren(...heading(trace), picture(trace), readout, ...(trace.question ? [question] : []), columns);
   detail.classList.toggle("pair", Boolean(trace.other));
@@ -565,12 +572,11 @@ function walk(by) {
   goTo(trace, Math.max(0, Math.min(trace.num - 1, step)), true);
 }
 
-let hit = -1;
 function walkHits(by) {
   const marks = [...detail.querySelectorAll("mark")];
   if (!marks.length) return;
   const last = marks.findIndex((mark) => mark.classList.contains("here"));
-  hit = last < 0 ? (by > 0 ? 0 : marks.length - 1) : (last + by + marks.length) % marks.length;
+  const hit = last < 0 ? (by > 0 ? 0 : marks.length - 1) : (last + by + marks.length) % marks.length;
   marks[last]?.classList.remove("here");
   marks[hit].classList.add("here");
   marks[hit].closest("details")?.setAttribute("open", "");

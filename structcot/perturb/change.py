@@ -31,7 +31,7 @@ _WORD_OR_IDEOGRAPH = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W\u3400-\u9fff
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """An answer before and after: tokens by estimate, words inserted, deleted or replaced, keywords, and whether the final answer is the same."""
+    """An answer before and after: tokens by estimate, edit distance in words, keywords, and whether the final answer is the same."""
 
     tokens_before: int
     tokens_after: int

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from structcot.answers import answer_span, box_spans
 from structcot.perturb.choose import below, order_of, whole_share
 from structcot.perturb.edit import Edit, NotApplied, cut, scope_spans
+from structcot.perturb.rewrite import rewrite_without_reflection
 from structcot.perturb.spec import Spec
 from structcot.structure.keywords import keyword_pattern
 from structcot.structure.markers import marker
@@ -51,11 +52,13 @@ def remove_keywords(answer: Answer, spec: Spec, rng: random.Random) -> Edit:
     """Remove a fraction of the sentences of the scope that hold a reasoning keyword, or of the passages of reflection.
 
     A passage is a run of sentences that reflect (they open as backtracking, doubt or verification, or hold a keyword) together with the
-    sentence before it, which is what they reflect on.
+    sentence before it, which is what they reflect on. With the `url` of a server a model removes them, from the whole answer.
 
     Raises:
         NotApplied: if the tags are broken or there is nothing to remove.
     """
+    if spec.url:
+        return rewrite_without_reflection(answer, spec)
     pieces = [(span, cut(text := answer.text[slice(*span)], sentences(text))) for span in scope_spans(answer, spec.scope)]
     pattern = keyword_pattern(spec.family)
     find = _keyword_sentences if spec.unit == "sentence" else _passages

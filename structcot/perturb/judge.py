@@ -1,7 +1,7 @@
 """Which answers are wrong: two graders must say so, and a record on which they disagree is neither right nor wrong.
 
 A grader is a field of the record that holds a judgement made elsewhere, or one of two built in: `exact` compares the answers as text after
-stripping what only typesets, `math-verify` compares them as mathematics. Each errs in its own way: the first calls many right answers wrong.
+stripping what only typesets, `math-verify` compares them as mathematics. Each errs in its own way: the first calls right ones wrong.
 """
 
 from __future__ import annotations

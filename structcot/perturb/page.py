@@ -95,7 +95,7 @@ def _realised_title(facts: Mapping[str, Any], index: int) -> str:
 
 
 def _chart(key: str, title: str, unit: str, histogram: Mapping[str, Any]) -> str:
-    return draw_bars(key, title, histogram["edges"], histogram["counts"], unit).html
+    return draw_bars(key, title, histogram["edges"], histogram["counts"], unit, note=unit).html
 
 
 def _share(value: float | None) -> str:

@@ -21,7 +21,7 @@ MODES = ("clean", "paper")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """One perturbation. Settings that a kind does not take keep their defaults and mean nothing to it; `docs/structure.md` explains each."""
+    """One perturbation. A setting that its kind does not take keeps its default and means nothing; `docs/structure.md` explains each."""
 
     kind: str
     fraction: float = 1.0
@@ -31,6 +31,10 @@ class Spec:
     choice: str = "exact"
     replacement: str = "digit"
     family: str = "paper"
+    url: str = ""
+    model: str = ""
+    key: str = "OPENAI_API_KEY"
+    failures: str = "report"
     level: str = "step"
     keep: str = "none"
     block: int = 1
@@ -69,6 +73,10 @@ SETTINGS = {
     "choice": Setting(("digits",), ("exact", "coin"), "exact", "coin"),
     "replacement": Setting(("digits",), ("digit", "zero-to-ten"), "digit", "zero-to-ten"),
     "family": Setting(("keywords",), ("paper", "nowait", "chinese"), "paper", "paper"),
+    "url": Setting(("keywords",)),
+    "model": Setting(("keywords",)),
+    "key": Setting(("keywords",)),
+    "failures": Setting(("keywords",), ("report", "as-text"), "report", "as-text"),
     "level": Setting(STRUCTURE_KINDS, ("step", "sentence", "paragraph", "given"), "step", "step"),
     "keep": Setting(STRUCTURE_KINDS, ("none", "prefix", "suffix", "ends"), "none", "none"),
     "block": Setting(STRUCTURE_KINDS),
@@ -105,6 +113,8 @@ def make_spec(kind: str, fraction: float, mode: str = "clean", settings: Sequenc
         spec = replace(spec, fraction=1.0, record_fraction=fraction)
     for setting in settings:
         spec = _with_setting(spec, setting)
+    if spec.kind == "keywords" and spec.url and (spec.unit != "passage" or not spec.model or spec.fraction < 1.0):
+        raise ConfigError("url: a server removes whole passages from whole answers; use unit=passage, model=NAME and record_fraction")
     if spec.scope == "message" and spec.kind == "keywords":
         raise ConfigError("scope: keywords are removed from the thought, the solution or both; message is for digits")
     return spec

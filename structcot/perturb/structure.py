@@ -34,11 +34,8 @@ def steps_at(level: str, thought: str, given: Any = None) -> list[Span]:
         raise NotApplied("the record has no steps; structcot segment adds them")
     spans = [(step.get("start"), step.get("end")) for step in given]
     edges = [0, *(end for _, end in spans)]
-    if (
-        [start for start, _ in spans] != edges[:-1]
-        or edges[-1] != len(thought)
-        or any(a > b for a, b in zip(edges, edges[1:], strict=False))
-    ):
+    is_whole = [start for start, _ in spans] == edges[:-1] and edges[-1] == len(thought)
+    if not is_whole or any(start > end for start, end in spans):
         raise NotApplied("the record's steps do not cover its thought; run structcot segment on it again")
     return spans
 
@@ -128,7 +125,7 @@ def _candidates(num_steps: int, spec: Spec) -> list[int]:
 
 
 def _in_turn(candidates: Sequence[int], spec: Spec, rng: random.Random) -> list[int]:
-    """The candidates in the order in which they are taken: at random, from the last back to keep a prefix, from the first on to keep a suffix."""
+    """The candidates as they are taken: at random, from the last back to keep a prefix, from the first on to keep a suffix."""
     if spec.keep == "prefix":
         return list(reversed(candidates))
     if spec.keep == "suffix":

@@ -1,8 +1,8 @@
 """Wrong answers: right records answered wrongly, from samples that two graders call wrong.
 
-In `select` "pair" a fraction of the right records get a wrong answer to the same problem, written by the same kind of sampling, so that the
-sets with and without wrong answers hold the same problems in the same order. What the graders disagree on is left out of both. In "wrong-only"
-the set becomes a sample of the wrong records, whatever their problems, as in the code of the paper.
+In `select` "pair" a fraction of the right records get a wrong answer to the same problem, so that the sets with and without wrong answers
+hold the same problems in the same order; what the graders disagree on is left out. In "wrong-only" the set becomes a sample of the wrong
+records, whatever their problems, as in the code of the paper.
 The records are read twice: once to judge them, keeping a few numbers of each, and once to write them.
 """
 
@@ -30,7 +30,7 @@ class WrongAnswers:
     """What becomes of each line, by its number: a wrong answer at an offset of the file `path`, left out, or left as it is for a reason."""
 
     path: str
-    field: str
+    answer_field: str
     answers: dict[int, Location]
     left_out: dict[int, str]
     kept: dict[int, str]
@@ -44,7 +44,7 @@ class WrongAnswers:
         with Path(self.path).open("rb") as file:
             file.seek(location[0])
             line = file.read(location[1])
-        return read_trace(f"{self.path}@{location[0]}", line, self.field).text
+        return read_trace(f"{self.path}@{location[0]}", line, self.answer_field).text
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +76,16 @@ def find_wrong_answers(path: str, spec: Spec, *, seed: int, answer_field: str, j
         raise DataError(f"{spec.pool or path}: holds no answer that its graders call wrong{': ' + detail if detail else ''}")
     if spec.select == "wrong-only":
         taken = {one.number for one in _in_turn(wrong)[: whole_share(spec.fraction, len(wrong))]}
+        if not taken:
+            raise DataError(f"{path}: a fraction of {spec.fraction:g} of {len(wrong):,} wrong records is none; ask for more")
         left_out = {one.number: f"not among the wrong ones taken: {one.verdict}" for one in judged if one.number not in taken}
-        return WrongAnswers(path=path, field=answer_field, answers={}, left_out=left_out, kept={}, counts=counts)
+        return WrongAnswers(path=path, answer_field=answer_field, answers={}, left_out=left_out, kept={}, counts=counts)
     answers, reused = _paired(judged, wrong, spec.fraction)
     counts["answers_used_more_than_once"] = reused
     left_out = {one.number: "the graders disagree" for one in judged if one.verdict == "disputed"}
     answerable = {one.problem for one in wrong}
     kept = {one.number: _why_kept(one, answerable) for one in judged if one.number not in answers and one.number not in left_out}
-    return WrongAnswers(path=spec.pool or path, field=answer_field, answers=answers, left_out=left_out, kept=kept, counts=counts)
+    return WrongAnswers(path=spec.pool or path, answer_field=answer_field, answers=answers, left_out=left_out, kept=kept, counts=counts)
 
 
 def _paired(judged: list[_Judged], wrong: list[_Judged], fraction: float) -> tuple[dict[int, Location], int]:

@@ -1,4 +1,4 @@
-"""What a sentence does in a thought, told by the words that open it.
+"""What a sentence does in a thought, told by its words.
 
 The words lie in `markers.toml`, for English and Chinese. A sentence that no entry fits carries the thought on, and has no marker.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -15,33 +16,48 @@ STEP_TYPES = ("initializing", "deduction", "verification", "backtracking", "unce
 _LEAD = r"[\s\"'“‘(\[*_>#-]*"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """An entry for words anywhere in a sentence: its place in the file, a quick test, and the test."""
+
+    place: int
+    needs: tuple[str, ...]
+    pattern: re.Pattern[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Markers:
+    """All entries: the type of each, one pattern for all that open sentences (its group number is the place), and those held."""
+
+    types: tuple[str, ...]
+    opens: re.Pattern[str]
+    held: tuple[_Held, ...]
+
+
 def marker(sentence: str) -> str:
     """Name the type of step that `sentence` opens, "" where it opens none."""
-    match = _pattern().match(sentence)
-    return _types()[match.lastindex - 1] if match and match.lastindex else ""
+    markers = _markers()
+    match = markers.opens.match(sentence)
+    place = match.lastindex - 1 if match and match.lastindex else len(markers.types)
+    lowered = sentence.lower()
+    for held in markers.held:
+        if held.place < place and any(word in lowered for word in held.needs) and held.pattern.search(sentence):
+            return markers.types[held.place]
+    return markers.types[place] if match else ""
 
 
 @cache
-def _entries() -> tuple[tuple[str, str], ...]:
-    """The entries of the file in order: a type and one regular expression for sentences of it."""
+def _markers() -> _Markers:
     listed = tomllib.loads(files("structcot.structure").joinpath("markers.toml").read_text(encoding="utf-8"))
+    entries = listed["marker"]
     before = f"{_LEAD}(?:(?:{'|'.join(listed['before'])})\\s*)*"
-    entries = []
-    for entry in listed["marker"]:
-        ways = []
-        if "opens" in entry:
-            ways.append(f"{before}(?:{'|'.join(entry['opens'])})")
-        if "holds" in entry:
-            ways.append(f"[^\\n]*?(?:{'|'.join(entry['holds'])})")
-        entries.append((entry["type"], "|".join(ways)))
-    return tuple(entries)
-
-
-@cache
-def _types() -> tuple[str, ...]:
-    return tuple(kind for kind, _ in _entries())
-
-
-@cache
-def _pattern() -> re.Pattern[str]:
-    return re.compile("|".join(f"({pattern})" for _, pattern in _entries()), re.IGNORECASE)
+    # An entry without words to open with keeps its group, which matches nothing.
+    opens = "|".join(f"({'|'.join(entry['opens'])})" if "opens" in entry else "((?!))" for entry in entries)
+    held = [
+        _Held(place=place, needs=tuple(entry["needs"]), pattern=re.compile("|".join(entry["holds"]), re.IGNORECASE))
+        for place, entry in enumerate(entries)
+        if "holds" in entry
+    ]
+    return _Markers(
+        types=tuple(entry["type"] for entry in entries), opens=re.compile(f"{before}(?:{opens})", re.IGNORECASE), held=tuple(held)
+    )
