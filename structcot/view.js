@@ -10,7 +10,7 @@ const isComparison = facts.files.length > 1;
 const ROW_PIXELS = isComparison ? 104 : 82;
 const SLICE_MS = 12;
 // A search for one letter would mark thousands of places of one text and make its page slow; they are all counted.
-const MAX_MARKS = 1000;
+const MAX_MARKS = 500;
 const SVG = "http://www.w3.org/2000/svg";
 
 const list = byId("list");
@@ -22,8 +22,8 @@ const count = (number) => number.toLocaleString("en");
 const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 const styleOf = (type) => `t${Math.min(type, KNOWN_TYPES)}`;
 // Signs that act unseen are shown by their pictures, one for one, so that offsets stay true.
-const visible = (text) =>
-  text.replace(/[\0-\x08\x0b\x0c\x0e-\x1f\x7f]/g, (sign) => (sign === "\x7f" ? "\u2421" : String.fromCharCode(0x2400 + sign.charCodeAt(0))));
+const picture = (sign) => (sign === "\x7f" ? "\u2421" : String.fromCharCode(0x2400 + sign.charCodeAt(0)));
+const visible = (text) => text.replace(/[\0-\x08\x0b\x0c\x0e-\x1f\x7f]/g, picture);
 
 function make(tag, className, text) {
   const element = document.createElement(tag);
@@ -85,7 +85,13 @@ const traces = [...document.querySelectorAll("script.record")].map((node, index)
 const sidesOf = (trace) => (trace.other ? [trace, trace.other] : [trace]);
 const state = (trace) => (trace.is_closed ? "finished" : trace.defect === "no thought tags" ? "no tags" : "not finished");
 
+const gradeOf = (trace) => ({ 1: "\u2713 correct", 0: "\u2717 wrong" })[trace.is_correct] ?? "";
+
 // ---- Strips
+
+function stretched(name, height) {
+  return drawn("svg", { viewBox: `0 0 1000 ${height}`, preserveAspectRatio: "none", class: name, "aria-hidden": "true" });
+}
 
 function stepPath(trace, wanted, scale, height) {
   const start = trace.bounds[0];
@@ -101,7 +107,7 @@ function stepPath(trace, wanted, scale, height) {
 }
 
 function strip(trace, side = 0, longest = trace.length) {
-  const svg = drawn("svg", { viewBox: "0 0 1000 20", preserveAspectRatio: "none", class: "strip", "aria-hidden": "true" });
+  const svg = stretched(`strip${side ? " flip" : ""}`, 20);
   const scale = 1000 / Math.max(1, longest);
   svg.append(drawn("rect", { class: "floor", width: Math.max(1, trace.length * scale), y: 19, height: 1 }));
   for (const type of trace.has) {
@@ -109,7 +115,6 @@ function strip(trace, side = 0, longest = trace.length) {
     svg.append(drawn("path", { class: styleOf(type), d: path }));
   }
   Object.assign(svg, { trace, scale });
-  if (side) svg.classList.add("flip");
   return svg;
 }
 
@@ -170,10 +175,12 @@ function rowOf(index, place) {
   line.append(make("b", "", count(index + 1)), make("span", "", trace.title || "(no text)"));
   const meta = make("div", "meta");
   if (trace.hits) meta.append(make("span", "hits", plural(trace.hits, "hit")));
-  if (trace.is_correct >= 0) meta.append(make("span", trace.is_correct ? "good" : "bad", trace.is_correct ? "\u2713 correct" : "\u2717 wrong"));
+  if (gradeOf(trace)) meta.append(make("span", trace.is_correct ? "good" : "bad", gradeOf(trace)));
   meta.append(make("span", trace.is_closed ? "" : "bad", state(trace)), make("span", "", plural(trace.num, "step")));
   meta.append(make("span", "", plural(trace.length, "character")));
-  if (trace.other) for (const [kind, number] of trace.kinds.entries()) if (kind && number) meta.append(make("span", "", `${count(number)} ${facts.kinds[kind]}`));
+  for (const [kind, number] of (trace.kinds ?? []).entries()) {
+    if (kind && number) meta.append(make("span", "", `${count(number)} ${facts.kinds[kind]}`));
+  }
   if (isComparison && !trace.other) meta.append(make("span", "bad", trace.side ? "only in the other file" : "only in the first file"));
   if (trace.defect) meta.append(make("span", "bad", trace.defect));
   meta.append(make("span", "faint", [trace.name, trace.source].filter(Boolean).join(", ")));
@@ -219,7 +226,8 @@ function refill() {
   rendered.clear();
   rows.replaceChildren();
   rows.style.height = `${shown.length * ROW_PIXELS}px`;
-  if (!shown.length) rows.append(make("p", "empty", traces.length ? "No trace fits the search and the filters." : "There are no traces in the file."));
+  const nothing = traces.length ? "No trace fits the search and the filters." : "There are no traces in the file.";
+  if (!shown.length) rows.append(make("p", "empty", nothing));
   renderRows();
 }
 
@@ -262,7 +270,11 @@ const ORDERS = {
   backtracking: (one, other) => other.backtracking - one.backtracking,
   differences: (one, other) => (other.differences ?? -1) - (one.differences ?? -1),
 };
-const STATES = { finished: (trace) => trace.is_closed, unfinished: (trace) => state(trace) === "not finished", defect: (trace) => trace.defect };
+const STATES = {
+  finished: (trace) => trace.is_closed,
+  unfinished: (trace) => state(trace) === "not finished",
+  defect: (trace) => trace.defect,
+};
 const MATCHES = {
   differ: (trace) => trace.other && trace.differences > 0,
   same: (trace) => trace.other && trace.differences === 0,
@@ -286,8 +298,9 @@ function apply(isSearching = false) {
   if (order) fitting.sort(order);
   shown = fitting.map((trace) => trace.index);
   const hits = fitting.reduce((sum, trace) => sum + trace.hits, 0);
-  const part = shown.length === traces.length ? plural(traces.length, "trace") : `${count(shown.length)} of ${plural(traces.length, "trace")}`;
-  byId("count").textContent = part + (pattern ? `, ${plural(hits, "hit")}` : "") + (isSearching ? ", searching\u2026" : "");
+  const part = shown.length === traces.length ? "" : `${count(shown.length)} of `;
+  const found = pattern ? `, ${plural(hits, "hit")}` : "";
+  byId("count").textContent = part + plural(traces.length, "trace") + found + (isSearching ? ", searching\u2026" : "");
   refill();
 }
 
@@ -432,7 +445,9 @@ function textOf(trace, title) {
   }
   outside(column, trace, write, place, thoughtEnd);
   outside(column, trace, write, thoughtEnd, Math.max(thoughtEnd, solutionStart));
-  if (solutionEnd > solutionStart) column.append(make("h3", "", "Solution"), write(make("div", "solution text"), solutionStart, solutionEnd));
+  if (solutionEnd > solutionStart) {
+    column.append(make("h3", "", "Solution"), write(make("div", "solution text"), solutionStart, solutionEnd));
+  }
   outside(column, trace, write, Math.max(thoughtEnd, solutionEnd), trace.text.length);
   return column;
 }
@@ -444,7 +459,7 @@ function linkPath(trace, step, scale) {
 }
 
 function bands(trace, scale, side) {
-  const svg = drawn("svg", { viewBox: "0 0 1000 20", preserveAspectRatio: "none", class: `bands${side ? " flip" : ""}`, "aria-hidden": "true" });
+  const svg = stretched(`bands${side ? " flip" : ""}`, 20);
   for (let kind = 1; kind < facts.kinds.length; kind++) {
     const path = stepPath(trace, (step) => trace.kind[step] === kind, scale, 20);
     if (path) svg.append(drawn("path", { class: `k-${facts.kinds[kind]}`, d: path }));
@@ -452,7 +467,7 @@ function bands(trace, scale, side) {
   return svg;
 }
 
-function picture(trace) {
+function drawing(trace) {
   const figure = make("figure", "picture");
   if (!trace.other) {
     figure.append(strip(trace));
@@ -460,7 +475,7 @@ function picture(trace) {
   }
   const longest = Math.max(trace.length, trace.other.length, 1);
   const scale = 1000 / longest;
-  const links = drawn("svg", { viewBox: "0 0 1000 40", preserveAspectRatio: "none", class: "links", "aria-hidden": "true" });
+  const links = stretched("links", 40);
   const paths = { moved: "", changed: "" };
   for (let step = 0; step < trace.num; step++) {
     const kind = facts.kinds[trace.kind[step]];
@@ -488,11 +503,10 @@ function heading(trace) {
   const head = make("div", "bar");
   head.append(button("\u2190 List", "Back to the list", close), make("h2", "", `Trace ${count(trace.index + 1)}`));
   head.append(button("\u2191", "Previous trace", () => move(-1)), button("\u2193", "Next trace", () => move(1)));
-  const graded = trace.is_correct < 0 ? [] : [trace.is_correct ? "\u2713 correct" : "\u2717 wrong"];
   const sizes = [plural(trace.num, "step"), plural(trace.length, "character"), `${(100 * trace.backtracking).toFixed(1)} % backtracking`];
-  const meta = make("p", "meta", [state(trace), ...graded, ...sizes, trace.name, trace.source].filter(Boolean).join(" \u00b7 "));
-  const marks = sidesOf(trace).flatMap((side) => [side.defect, side.note].filter(Boolean).map((text) => make("p", "warning", `${side.source}: ${text}.`)));
-  return [head, meta, ...marks];
+  const meta = make("p", "meta", [state(trace), gradeOf(trace), ...sizes, trace.name, trace.source].filter(Boolean).join(" \u00b7 "));
+  const wrong = sidesOf(trace).flatMap((side) => [side.defect, side.note].filter(Boolean).map((text) => `${side.source}: ${text}.`));
+  return [head, meta, ...wrong.map((text) => make("p", "warning", text))];
 }
 
 function fill(trace) {
@@ -506,7 +520,7 @@ function fill(trace) {
   const isCut = trace.hits > MAX_MARKS ? ` At most ${count(MAX_MARKS)} hits of a text are marked.` : "";
   const readout = make("p", "readout", `Point at a step, or walk through them with [ and ].${isCut}`);
   readout.setAttribute("role", "status");
-  detail.replaceChildren(...heading(trace), picture(trace), readout, ...(trace.question ? [question] : []), columns);
+  detail.replaceChildren(...heading(trace), drawing(trace), readout, ...(trace.question ? [question] : []), columns);
   detail.classList.toggle("pair", Boolean(trace.other));
   Object.assign(detail, { trace, readout, columns });
 }

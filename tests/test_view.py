@@ -21,7 +21,7 @@ from structcot.errors import ConfigError
 from structcot.structure.markers import STEP_TYPES
 from structcot.structure.segmenters import by_marker
 from structcot.view import LINK_KINDS, write_view
-from structcot.view_match import Link, match_steps
+from structcot.view_match import match_steps
 from structcot.view_traces import ROW_FIELDS
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>\x00\x07\x1b\x7f\u2028\u202e\"'&\\"
@@ -93,7 +93,7 @@ def step_texts(row: dict[str, Any]) -> list[tuple[str, int]]:
 
 def test_a_record_that_holds_markup_adds_no_element_to_the_page(tmp_path: Path) -> None:
     plain = {"id": "1", "question": "q", "response": "<think>a</think>b", "steps": [{"start": 0, "end": 1, "type": "t"}]}
-    hostile = {"id": HOSTILE, "question": HOSTILE, "response": f"<think>{HOSTILE}</think>{HOSTILE}"}
+    hostile: dict[str, Any] = {"id": HOSTILE, "question": HOSTILE, "response": f"<think>{HOSTILE}</think>{HOSTILE}"}
     hostile["steps"] = [{"start": 0, "end": len(HOSTILE), "type": HOSTILE}]
     _, expected = view(tmp_path, [plain])
     _, page = view(tmp_path, [hostile])
@@ -124,8 +124,7 @@ def test_the_policy_lets_the_script_of_the_page_run_and_no_other(tmp_path: Path)
 
 def test_a_lone_surrogate_reaches_the_page_as_it_was(tmp_path: Path) -> None:
     facts, page = view(tmp_path, ['{"response": "<think>a \\ud800 b. Wait, \\\\ud800.</think>"}'])
-    row = named(page.records[0][0])
-    assert row["text"] == "<think>a \ud800 b. Wait, \\ud800.</think>"
+    assert named(page.records[0][0])["text"] == "<think>a \ud800 b. Wait, \\ud800.</think>"
     assert facts["traces"] == 1
 
 
@@ -165,18 +164,19 @@ def test_steps_of_the_record_are_shown_as_they_are_with_gaps_and_new_types(tmp_p
     assert row["note"] == ""
 
 
-@pytest.mark.parametrize(
-    "steps",
-    [
-        "none",
-        [1],
-        [{"start": 0, "end": 99, "type": "deduction"}],
-        [{"start": 2, "end": 1, "type": "deduction"}],
-        [{"start": 0, "end": 3, "type": "deduction"}, {"start": 2, "end": 4, "type": "deduction"}],
-        [{"start": 0, "end": 1}],
-        [{"start": True, "end": 1, "type": "deduction"}],
-    ],
+WHOLE = {"start": 0, "end": 3, "type": "deduction"}
+UNFIT_STEPS = (
+    "none",
+    [1],
+    [WHOLE | {"end": 99}],
+    [WHOLE | {"start": 4}],
+    [WHOLE, WHOLE],
+    [{"start": 0, "end": 1}],
+    [WHOLE | {"start": True}],
 )
+
+
+@pytest.mark.parametrize("steps", UNFIT_STEPS)
 def test_steps_that_do_not_fit_the_thought_are_told_by_markers_and_that_is_said(tmp_path: Path, steps: Any) -> None:
     _, page = view(tmp_path, [{"response": "<think>abcdefg</think>", "steps": steps}])
     row = named(page.records[0][0])
@@ -198,12 +198,10 @@ def test_a_row_says_what_the_record_is_about_and_whether_it_is_correct(tmp_path:
 
 
 def test_records_are_matched_by_identity_and_repeated_ones_in_their_order(tmp_path: Path) -> None:
-    here = [
-        {"id": name, "response": f"<think>{text}</think>"} for name, text in [("a", "one"), ("b", "two"), ("a", "three"), ("c", "four")]
-    ]
-    there = [
-        {"id": name, "response": f"<think>{text}</think>"} for name, text in [("d", "five"), ("a", "ONE"), ("a", "THREE"), ("a", "six")]
-    ]
+    here, there = (
+        [{"id": item[0], "response": f"<think>{item[2:]}</think>"} for item in items.split(", ")]
+        for items in ("a one, b two, a three, c four", "d five, a ONE, a THREE, a six")
+    )
     facts, page = view(tmp_path, here, there)
     assert (facts["matched"], facts["only_here"], facts["only_there"], facts["traces"]) == (2, 2, 2, 6)
     thoughts = [[named(row)["text"][7:-8] for row in record[:2]] for record in page.records]
@@ -262,10 +260,6 @@ def test_real_traces_are_shown_whole(tmp_path: Path) -> None:
         assert "".join(text for text, _ in step_texts(row)).encode("utf-16-le") == row["text"].encode("utf-16-le")[2 * start : 2 * end]
 
 
-def kinds_of(links: list[Link]) -> list[tuple[str, int | None, int | None]]:
-    return [(link.kind, link.here, link.there) for link in links]
-
-
 STEPS = st.lists(st.sampled_from(["a b c", "a b d", "x", "y 1 2", "y 3 4", "", " x "]), max_size=14)
 
 
@@ -288,23 +282,17 @@ def test_kept_steps_are_a_longest_common_subsequence_and_no_same_step_is_left(he
     longest = [[0] * (len(there) + 1) for _ in range(len(here) + 1)]
     for left, text in enumerate(here):
         for right, other in enumerate(there):
-            longest[left + 1][right + 1] = (
-                longest[left][right] + 1 if text == other else max(longest[left][right + 1], longest[left + 1][right])
-            )
+            without = max(longest[left][right + 1], longest[left + 1][right])
+            longest[left + 1][right + 1] = longest[left][right] + 1 if text == other else without
     assert len(kept) == longest[-1][-1]
     same = [link for link in links if link.kind in ("kept", "moved")]
     assert all(here[link.here or 0] == there[link.there or 0] for link in same)
     assert len(same) == (Counter(here) & Counter(there)).total()
 
 
-@given(STEPS)
-def test_a_thought_is_the_same_as_itself(steps: list[str]) -> None:
-    assert all(link.kind == "kept" and link.here == link.there for link in match_steps(steps, steps))
-
-
 def test_a_step_that_changes_its_place_is_moved() -> None:
     links = match_steps(["a", "b", "c", "d"], ["b", "c", "d", "a"])
-    assert kinds_of(links) == [("moved", 0, 3), ("kept", 1, 0), ("kept", 2, 1), ("kept", 3, 2)]
+    assert [(link.kind, link.here, link.there) for link in links] == [("moved", 0, 3), ("kept", 1, 0), ("kept", 2, 1), ("kept", 3, 2)]
 
 
 def test_a_deleted_first_repetition_leaves_the_second_in_place() -> None:
@@ -325,7 +313,6 @@ def test_a_step_like_one_in_another_gap_is_not_changed() -> None:
 
 
 def test_thoughts_that_loop_are_matched_in_time() -> None:
-    here, there = ["again", "and again"] * 3000, ["and again", "again"] * 2500 + ["new"]
-    links = match_steps(here, there)
-    assert Counter(link.kind for link in links)["deleted"] == 1000
-    assert Counter(link.kind for link in links)["inserted"] == 1
+    links = match_steps(["again", "and again"] * 3000, ["and again", "again"] * 2500 + ["new"])
+    counts = Counter(link.kind for link in links)
+    assert (counts["deleted"], counts["inserted"]) == (1000, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +80,16 @@ def perturb_line(source: str, line: bytes, plan: Plan) -> Outcome:
     return Outcome(source=source, record=record, stages=tuple(stages), change=change)
 
 
-def gather_donors(lines: Iterable[tuple[str, bytes]], spec: Spec, field: str) -> Donors:
+def gather_donors(lines: Iterable[tuple[str, bytes]], spec: Spec, answer_field: str) -> Donors:
     """Cut the thoughts of sampled lines into steps that may be inserted elsewhere; lines that hold none give none."""
-    steps, owners = [], []
-    for trace, contents in _thoughts(lines, spec, field):
+    steps: list[str] = []
+    owners: list[tuple[str, str]] = []
+    for source, line in lines:
+        try:
+            trace = read_trace(source, line, answer_field)
+            contents = pieces_of(read_answer(trace.text), spec, trace.record.get("steps")).contents
+        except (UnusableTrace, NotApplied):
+            continue  # reported when the line itself is perturbed
         owner = (trace.identity, domain_of(trace, spec))
         steps += contents
         owners += [owner] * len(contents)
@@ -108,15 +114,6 @@ def _answer_wrongly(text: str, number: int, wrong: WrongAnswers | None) -> tuple
     if answer is None:
         return text, Stage(kind="wrong-answer", units=1, reason=wrong.kept.get(number, ""))
     return answer, Stage(kind="wrong-answer", units=1, chosen=1, changed=1)
-
-
-def _thoughts(lines: Iterable[tuple[str, bytes]], spec: Spec, field: str) -> Iterator[tuple[Trace, Sequence[str]]]:
-    for source, line in lines:
-        try:
-            trace = read_trace(source, line, field)
-            yield trace, pieces_of(read_answer(trace.text), spec, trace.record.get("steps")).contents
-        except (UnusableTrace, NotApplied):
-            continue  # reported when the line itself is perturbed
 
 
 def _run_stage(trace: Trace, text: str, spec: Spec, rng: random.Random, donors: Donors) -> tuple[str, Stage]:

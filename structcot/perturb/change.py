@@ -46,12 +46,12 @@ class Change:
 
 def measure_change(before: str, after: str) -> Change:
     """Compare two texts of one answer; `edit_distance` is Levenshtein's, in words."""
-    words_before, words_after = words_of(before), words_of(after)
     is_same = before == after
-    answer_before = _final(before)
+    words_before, tokens_before, answer_before = words_of(before), count_tokens(before), _final(before)
+    words_after, tokens_after = (words_before, tokens_before) if is_same else (words_of(after), count_tokens(after))
     return Change(
-        tokens_before=count_tokens(before),
-        tokens_after=count_tokens(after),
+        tokens_before=tokens_before,
+        tokens_after=tokens_after,
         words_before=len(words_before),
         words_after=len(words_after),
         edit_distance=0 if is_same else Levenshtein.distance(words_before, words_after),

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def perturb_file(source: str, to: str, plan: Plan, jobs: int) -> dict[str, Any]:
         first = plan.specs[0]
         if first.kind == "wrong-answer" and first.fraction:
             plan = replace(plan, wrong=find_wrong_answers(path, first, seed=plan.seed, answer_field=plan.answer_field, jobs=jobs))
-        plan = replace(plan, donors=tuple(_donors(path, spec, plan) for spec in plan.specs))
+        plan = replace(plan, donors=tuple(_donors(path, spec, plan, jobs) for spec in plan.specs))
         report = Report()
         for batch in map_batches(perturb_batch, read_lines(path, source), plan, jobs):
             output.write(batch.output)
@@ -91,10 +92,18 @@ def _facts(source: str, to: str, plan: Plan, report: Report) -> dict[str, Any]:
     return {"input": source, "output": to, "seed": plan.seed, **facts, **alone, **judged, "stages": stages}
 
 
-def _donors(path: str, spec: Spec, plan: Plan) -> Donors:
+def _donors(path: str, spec: Spec, plan: Plan, jobs: int) -> Donors:
     if spec.kind != "insert" or not spec.fraction:
         return Donors()
-    return gather_donors(sample_lines(read_lines(path), plan.seed), spec, plan.answer_field)
+    sampled = sample_lines(read_lines(path), plan.seed)
+    parts = list(map_batches(_donor_batch, sampled, (spec, plan.answer_field), jobs))
+    return Donors(
+        steps=tuple(chain.from_iterable(part.steps for part in parts)), owners=tuple(chain.from_iterable(part.owners for part in parts))
+    )
+
+
+def _donor_batch(batch: Lines, context: tuple[Spec, str]) -> Donors:
+    return gather_donors(batch, *context)
 
 
 def _needs_two_passes(plan: Plan) -> bool:

@@ -10,7 +10,8 @@ sequence of thoughts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 
 from structcot.structure.markers import marker
 from structcot.structure.sentences import Span, paragraphs, sentences
@@ -25,6 +26,8 @@ class Step:
     type: str
 
 
+# The types of sentences without a marker.
+PLAIN = ("initializing", "deduction")
 Segmenter = Callable[[str], list[Step]]
 
 
@@ -40,13 +43,9 @@ def by_sentence(text: str) -> list[Step]:
 
 def by_marker(text: str) -> list[Step]:
     """Cut before each sentence with a marker, and after it where the next has none."""
-    steps: list[Step] = []
-    for piece in by_sentence(text):
-        if steps and piece.type == steps[-1].type and piece.type in ("initializing", "deduction"):
-            steps[-1] = replace(steps[-1], end=piece.end)
-        else:
-            steps.append(piece)
-    return steps
+    pieces = by_sentence(text)
+    opening = pieces[:1] + [piece for before, piece in pairwise(pieces) if piece.type not in PLAIN or piece.type != before.type]
+    return _until_next(opening, len(text))
 
 
 SEGMENTERS: dict[str, Segmenter] = {"blank-line": by_blank_line, "sentence": by_sentence, "marker": by_marker}
@@ -54,13 +53,14 @@ SEGMENTERS: dict[str, Segmenter] = {"blank-line": by_blank_line, "sentence": by_
 
 def whole_steps(steps: Sequence[Step]) -> list[Step]:
     """Join each step with the deduction that follows it."""
-    joined: list[Step] = []
-    for step in steps:
-        if joined and step.type == "deduction":
-            joined[-1] = replace(joined[-1], end=step.end)
-        else:
-            joined.append(step)
-    return joined
+    opening = [step for index, step in enumerate(steps) if not index or step.type != "deduction"]
+    return _until_next(opening, steps[-1].end) if steps else []
+
+
+def _until_next(opening: Sequence[Step], end: int) -> list[Step]:
+    """Let each step reach to the start of the next, and the last to `end`."""
+    ends = [step.start for step in opening[1:]] + [end]
+    return [Step(step.start, stop, step.type) for step, stop in zip(opening, ends, strict=bool(opening))]
 
 
 def typed(text: str, spans: Sequence[Span]) -> list[Step]:
