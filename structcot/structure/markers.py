@@ -41,16 +41,9 @@ def marker(sentence: str) -> str:
     place = match.lastindex - 1 if match and match.lastindex else len(markers.types)
     lowered = sentence.lower()
     for held in markers.held:
-        if held.place < place and _has_one(lowered, held.needs) and held.pattern.search(sentence):
+        if held.place < place and any(map(lowered.__contains__, held.needs)) and held.pattern.search(sentence):
             return markers.types[held.place]
     return markers.types[place] if match else ""
-
-
-def _has_one(text: str, words: tuple[str, ...]) -> bool:
-    for word in words:  # twice as fast as any() over a generator, and most of the time of a segmenter
-        if word in text:
-            return True
-    return False
 
 
 @cache
