@@ -6,7 +6,6 @@ through as it is and is reported.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -98,7 +97,11 @@ def summary_of(facts: Mapping[str, Any]) -> str:
     """What a person wants to know first, a line each."""
     lines = [f"{facts['traces']:,} traces segmented by {facts['segmenter']}"]
     lines += [f"{count:,} left as they are: {reason}" for reason, count in facts["unusable"].items()]
-    lines += [f"{name:26} {json.dumps(value)}" for name, value in facts.items() if isinstance(value, int | float) and name != "traces"]
+    if not facts["traces"]:
+        return "\n".join(lines)
+    lines += [f"{name.replace('_', ' '):26} {100 * share:.1f} %" for name, share in facts["shares"].items()]
+    for name, one in facts["distributions"].items():
+        lines.append(f"{name.replace('_', ' '):26} mean {one['mean']:,.2f}, median {one['median']:,.2f}, 90 % below {one['p90']:,.2f}")
     return "\n".join(lines)
 
 

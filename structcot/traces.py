@@ -70,6 +70,8 @@ def read_trace(source: str, line: bytes, field: str = "") -> Trace:
     Raises:
         UnusableTrace: if it is no JSON object, or holds no answer.
     """
+    if not line.strip():
+        raise UnusableTrace("a blank line")
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

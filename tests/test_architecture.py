@@ -41,7 +41,14 @@ ALLOWED = {
     "structcot.structure": ("structcot.errors", "structcot.tags", "structcot.answers", "structcot.server", "structcot.structure"),
     "structcot.config": ("structcot.errors",),
     "structcot.config_file": ("structcot.errors", "structcot.config"),
-    "structcot.data": ("structcot.errors", "structcot.config", "structcot.files", "structcot.model_files", "structcot.tags", "structcot.data"),
+    "structcot.data": (
+        "structcot.errors",
+        "structcot.config",
+        "structcot.files",
+        "structcot.model_files",
+        "structcot.tags",
+        "structcot.data",
+    ),
     "structcot.model": (
         "structcot_kernels",
         "structcot.errors",
@@ -134,7 +141,9 @@ def test_nothing_is_swallowed_asserted_or_left_for_later(path: Path) -> None:
 
 
 def test_the_instrument_of_structure_needs_no_torch() -> None:
-    code = "import sys, structcot.perturb.command, structcot.segment, structcot.view; print([name for name in sys.modules if name == 'torch'])"
+    code = (
+        "import sys, structcot.perturb.command, structcot.segment, structcot.view; print([name for name in sys.modules if name == 'torch'])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

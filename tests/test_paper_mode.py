@@ -1,6 +1,6 @@
 """`--mode paper` does what the code of the paper does, each point of it under a test of its own.
 
-That code: branch `corrupt` of NovaSky-AI/SkyThought, `corrupt_data.py`, `tag_output.py` and `produce_conversations.py`. What it does not fix
+That code: branch `corrupt` of NovaSky-AI/SkyThought, `corrupt_data.py`, `tag_output.py`, `produce_conversations.py`. What it does not fix
 (how steps are cut, deleted, inserted and shuffled was never published) follows the text of the paper, arXiv 2502.07374, section 4.
 """
 
@@ -106,7 +106,7 @@ def test_keywords_whole_passages_go_with_what_they_reflect_on_and_not_just_the_k
 
 def test_keywords_the_four_tags_stay() -> None:
     changed = perturbed(tagged(THOUGHT), "keywords", 1.0)
-    assert [tag for tag in re.findall(r"<\|\w+\|>", changed)] == list(TAGS)
+    assert tuple(re.findall(r"<\|\w+\|>", changed)) == TAGS
 
 
 def test_keywords_a_model_rewrites_the_whole_answer_where_a_server_is_named() -> None:

@@ -14,7 +14,7 @@ from structcot.perturb.donors import Donors, domain_of
 from structcot.perturb.edit import Edit, NotApplied
 from structcot.perturb.spec import CONTENT_KINDS, Spec
 from structcot.perturb.structure import delete_steps, insert_steps, pieces_of, shuffle_steps
-from structcot.perturb.wrong_answer import WrongAnswers, with_prompt_prefix
+from structcot.perturb.wrong_answer import NO_WRONG_ANSWER, WrongAnswers, with_prompt_prefix
 from structcot.tags import read_answer
 from structcot.traces import Trace, UnusableTrace, read_trace
 
@@ -112,7 +112,8 @@ def _answer_wrongly(text: str, number: int, wrong: WrongAnswers | None) -> tuple
         return text, Stage(kind="wrong-answer")
     answer = wrong.answer_for(number)
     if answer is None:
-        return text, Stage(kind="wrong-answer", units=1, reason=wrong.kept.get(number, ""))
+        reason = wrong.kept.get(number, "")
+        return text, Stage(kind="wrong-answer", units=reason in ("", NO_WRONG_ANSWER), reason=reason)
     return answer, Stage(kind="wrong-answer", units=1, chosen=1, changed=1)
 
 

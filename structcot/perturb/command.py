@@ -40,7 +40,10 @@ def summary_of(facts: Mapping[str, Any]) -> str:
     lines += [f"{count:,} left out: {reason}" for reason, count in facts["left_out"].items()]
     for stage in facts["stages"]:
         realised = "nothing to change" if stage["realised_fraction"] is None else f"{stage['realised_fraction']:.4f} done"
-        lines.append(f"{stage['kind']}: {stage['asked_fraction']:g} asked, {realised}, {stage['changed']:,} of {stage['units']:,} units")
+        of_records = "" if stage["asked_record_fraction"] == 1.0 else f" in {stage['asked_record_fraction']:g} of the records"
+        lines.append(
+            f"{stage['kind']}: {stage['asked_fraction']:g} asked{of_records}, {realised}, {stage['changed']:,} of {stage['units']:,} units"
+        )
         lines += [f"  {count:,} not applied: {reason}" for reason, count in stage["not_applied"].items()]
     lines += [f"{count:,} not usable: {reason}" for reason, count in facts["unusable"].items()]
     return "\n".join(lines)

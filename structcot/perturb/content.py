@@ -21,6 +21,8 @@ _DIGIT = re.compile(r"[0-9]")
 _NUMBER = re.compile(r"\b\d+(?:\.\d+)?\b")
 _REFLECTION = ("backtracking", "verification", "uncertainty-estimation")
 
+# What a scope is called in a sentence.
+PLACES = {"thought": "thought", "solution": "solution", "both": "thought and the solution", "message": "answer"}
 Replacement = tuple[int, int, str]
 
 
@@ -40,7 +42,7 @@ def corrupt_digits(answer: Answer, spec: Spec, rng: random.Random) -> Edit:
     units = [match.span() for start, end in spans for match in pattern.finditer(answer.text, start, end)]
     units = [unit for unit in units if not any(start < unit[1] and unit[0] < end for start, end in spared)]
     if not units:
-        raise NotApplied(f"no {spec.unit} in the {spec.scope}")
+        raise NotApplied(f"no {spec.unit} in the {PLACES[spec.scope]}")
     chosen = _chosen(len(units), spec, rng)
     new = {index: _replacement(answer.text, units[index], spec, rng) for index in sorted(chosen)}
     edits = [(*units[index], text) for index, text in new.items()]
@@ -64,7 +66,7 @@ def remove_keywords(answer: Answer, spec: Spec, rng: random.Random) -> Edit:
     find = _keyword_sentences if spec.unit == "sentence" else _passages
     units = [(part, unit) for part, (_, piece) in enumerate(pieces) for unit in find(piece.contents, pattern)]
     if not units:
-        raise NotApplied(f"no {spec.unit} of reflection in the {spec.scope}")
+        raise NotApplied(f"no {spec.unit} of reflection in the {PLACES[spec.scope]}")
     chosen = order_of(len(units), rng)[: whole_share(spec.fraction, len(units))]
     gone = {(part, sentence) for index in chosen for part, unit in [units[index]] for sentence in unit}
     edits = []

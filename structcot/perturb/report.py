@@ -104,6 +104,7 @@ class Report:
             self.not_applied[index][stage.reason] += 1
         counts = self.stages[index]
         counts.update({"units": stage.units, "chosen": stage.chosen, "changed": stage.changed, "records": stage.chosen > 0})
+        counts["able"] += not stage.reason
         self._draw(f"realised_fraction {index}", "realised_fraction", share(stage.changed, stage.units))
         if stage.order is not None:
             moved, foreign = steps_moved(stage.order), sum(step == FOREIGN for step in stage.order)
@@ -119,6 +120,7 @@ class Report:
         counts = self.stages[index]
         return {
             "records_changed": counts["records"],
+            "record_fraction": share(counts["records"], counts["able"]),
             **{name: counts[name] for name in STAGE_SUMS},
             "realised_fraction": share(counts["changed"], counts["units"]),
             "chosen_fraction": share(counts["chosen"], counts["units"]),

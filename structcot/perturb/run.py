@@ -84,7 +84,13 @@ def _facts(source: str, to: str, plan: Plan, report: Report) -> dict[str, Any]:
     """All that there is to say about a perturbed data set."""
     facts = report.facts()
     stages = [
-        {"kind": spec.kind, "asked_fraction": spec.fraction, "settings": spec_text(spec), **stage}
+        {
+            "kind": spec.kind,
+            "asked_fraction": spec.fraction,
+            "asked_record_fraction": spec.record_fraction,
+            "settings": spec_text(spec),
+            **stage,
+        }
         for spec, stage in zip(plan.specs, facts.pop("stages"), strict=False)
     ]
     judged = {"judged": dict(sorted(plan.wrong.counts.items()))} if plan.wrong else {}

@@ -23,6 +23,7 @@ from structcot.perturb.spec import Spec
 from structcot.traces import UnusableTrace, read_lines, read_trace
 
 Location = tuple[int, int]
+NO_WRONG_ANSWER = "no wrong answer to this problem"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,7 @@ def _paired(judged: list[_Judged], wrong: list[_Judged], fraction: float) -> tup
 
 def _why_kept(one: _Judged, answerable: set[bytes]) -> str:
     if one.verdict == "right":
-        return "" if one.problem in answerable else "no wrong answer to this problem"
+        return "" if one.problem in answerable else NO_WRONG_ANSWER
     return "already wrong" if one.verdict == "wrong" else one.reason
 
 
