@@ -17,6 +17,9 @@ from structcot.errors import ConfigError
 from structcot.tags import THOUGHT_TAGS
 
 FIELDS = ("response", "output", "completion", "solution")
+# What `structcot segment` adds: it describes the thought as it was, and of a changed one it would be false.
+DERIVED_FIELDS = ("steps", "metrics")
+SHOWN_FIELDS = 12
 Place = tuple[str | int, ...]
 
 
@@ -35,11 +38,12 @@ class Trace:
 
     @property
     def identity(self) -> str:
-        """The record's own `id`, or else all that it holds beside the answer: the same before and after a perturbation."""
+        """The record's own `id`, or else all that it holds beside the answer and what is derived from it: the same after a perturbation."""
         own = self.record.get("id")
         if isinstance(own, str | int):
             return str(own)
-        return json.dumps(_with(self.record, self.place, ""), sort_keys=True)
+        rest = _with(self.record, self.place, "")
+        return json.dumps({name: value for name, value in rest.items() if name not in DERIVED_FIELDS}, sort_keys=True)
 
     def with_text(self, text: str) -> dict[str, Any]:
         """The record with another answer; nothing else changes, and this one stays as it is."""
@@ -74,8 +78,10 @@ def read_trace(source: str, line: bytes, field: str = "") -> Trace:
         raise UnusableTrace("a blank line")
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UnusableTrace(f"not JSON: {error}") from error
+    except json.JSONDecodeError as error:
+        raise UnusableTrace(f"not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8, a number of thousands of digits, brackets thousands deep
+        raise UnusableTrace(f"not JSON that can be read: {type(error).__name__}") from error
     if not isinstance(record, dict):
         raise UnusableTrace("not a JSON object")
     place = (field,) if field else _find(record)
@@ -108,8 +114,13 @@ def _find(record: dict[str, Any]) -> Place:
     texts = [field for field in FIELDS if isinstance(record.get(field), str)]
     tagged = [field for field in texts if any(tag in record[field] for pair in THOUGHT_TAGS for tag in pair)]
     if not texts:
-        raise UnusableTrace(f"no answer: found {', '.join(map(str, record)) or 'no fields'}; name its field with --field")
+        raise UnusableTrace(f"no answer: found {_names(record)}; name its field")
     return ((tagged or texts)[0],)
+
+
+def _names(record: dict[str, Any]) -> str:
+    """The first fields of a record, as a message can hold them."""
+    return ", ".join(name.encode("ascii", "backslashreplace").decode() for name in list(record)[:SHOWN_FIELDS]) or "no fields"
 
 
 def _last_answer(turns: list[Any], name: str, role: str, content: str) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from structcot import parallel
 from structcot.perturb import donors as donor_sampling
 from structcot.perturb.command import perturb
 from structcot.perturb.spec import KINDS, MODES
@@ -89,7 +90,10 @@ def test_a_fraction_of_nothing_gives_the_same_bytes_of_real_traces(name: str, tm
     ("kind", "settings"),
     [("delete", ("then=shuffle:0.5,level=paragraph", "then=digits:0.5", "then=keywords:0.5")), ("insert", ("match_length=true",))],
 )
-def test_neither_the_number_of_processes_nor_the_order_of_the_file_counts(kind: str, settings: tuple[str, ...], tmp_path: Path) -> None:
+def test_neither_the_number_of_processes_nor_the_order_of_the_file_counts(
+    kind: str, settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "LINES_PER_BATCH", 8)  # more batches than wait at one time
     records: list[Any] = many(160)
     records[7], records[30] = b"not JSON\n", {"id": 30, "response": "no tags"}
     order = random.Random(1).sample(range(160), 160)
@@ -110,6 +114,12 @@ def test_another_seed_gives_other_bytes_and_the_same_seed_the_same(tmp_path: Pat
         first, again, other = (run(tmp_path, many(30), kind=kind, fraction=0.4, seed=seed) for seed in (1, 1, 2))
         assert first == again
         assert first != other
+
+
+def test_records_of_the_same_text_are_not_perturbed_alike(tmp_path: Path) -> None:
+    text = "<think>" + " ".join(f"Step {number} is." for number in range(20)) + "</think>1"
+    lines = run(tmp_path, [{"id": number, "response": text} for number in range(8)], "level=sentence")
+    assert len({json.loads(line)["response"] for line in lines}) == 8
 
 
 def test_sampled_donors_do_not_depend_on_the_order_of_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:

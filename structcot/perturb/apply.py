@@ -16,10 +16,7 @@ from structcot.perturb.spec import CONTENT_KINDS, Spec
 from structcot.perturb.structure import delete_steps, insert_steps, pieces_of, shuffle_steps
 from structcot.perturb.wrong_answer import NO_WRONG_ANSWER, WrongAnswers, with_prompt_prefix
 from structcot.tags import read_answer
-from structcot.traces import Trace, UnusableTrace, read_trace
-
-# What `structcot segment` adds describes the thought as it was; of a changed one it would be false.
-DERIVED_FIELDS = ("steps", "metrics")
+from structcot.traces import DERIVED_FIELDS, Trace, UnusableTrace, read_trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

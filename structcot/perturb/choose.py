@@ -13,7 +13,7 @@ import random
 
 def stream(seed: int, stage: int, kind: str, identity: str) -> random.Random:
     """The random numbers of one perturbation of one record."""
-    return random.Random(f"{seed}/{stage}/{kind}/{identity}")
+    return random.Random(f"{seed}/{stage}/{kind}/{identity}".encode("utf-8", "surrogatepass"))
 
 
 def whole_share(fraction: float, num_units: int) -> int:

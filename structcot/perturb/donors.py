@@ -11,6 +11,7 @@ import heapq
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from structcot.perturb.choose import below
@@ -20,7 +21,7 @@ from structcot.traces import Trace
 
 MAX_DONOR_BYTES = 16_000_000
 DOMAIN_FIELDS = ("domain", "subject", "type", "dataset", "source")
-MAX_DRAWS = 1000
+MAX_DRAWS = 64
 # To match a length, the nearest of this many steps is taken.
 DRAWS_PER_MATCH = 16
 
@@ -40,30 +41,37 @@ class Donors:
         """
         if rule != "any" and not own[1]:
             raise NotApplied("the record names no domain; name its field with domain=FIELD")
-        found: list[str] = []
-        for _ in range(MAX_DRAWS if self.steps else 0):
-            index = below(len(self.steps), rng)
-            owner = self.owners[index]
-            is_fit = rule == "any" or ((owner[1] == own[1]) == (rule == "in-domain") and owner[1])
-            if owner[0] != own[0] and is_fit:
-                found.append(self.steps[index])
-                if len(found) == (1 if length is None else DRAWS_PER_MATCH):
-                    break
-        if not found:
+        wanted = 1 if length is None else DRAWS_PER_MATCH
+        draws = (below(len(self.steps), rng) for _ in range(MAX_DRAWS if self.steps else 0))
+        fitting = list(islice((index for index in draws if self._fits(index, own, rule)), wanted))
+        if not fitting:  # they are few, or none
+            listed = [index for index in range(len(self.steps)) if self._fits(index, own, rule)]
+            fitting = [listed[below(len(listed), rng)] for _ in range(wanted if listed else 0)]
+        if not fitting:
             raise NotApplied(f"no other record to take steps from ({rule})")
+        found = [self.steps[index] for index in fitting]
         return found[0] if length is None else min(found, key=lambda step: abs(len(step) - length))
+
+    def _fits(self, index: int, own: tuple[str, str], rule: str) -> bool:
+        identity, domain = self.owners[index]
+        return identity != own[0] and (rule == "any" or bool(domain) and (domain == own[1]) == (rule == "in-domain"))
 
 
 def sample_lines(lines: Iterable[tuple[str, bytes]], seed: int) -> list[tuple[str, bytes]]:
-    """Choose the lines of smallest hash that together take at most `MAX_DONOR_BYTES`; at least one where there is one."""
+    """Choose the first lines, in the order of their hashes, that together take at most `MAX_DONOR_BYTES`; at least one where there is one."""
     heap: list[tuple[int, str, bytes]] = []
-    held = 0
+    held, limit = 0, 1 << 64
     for source, line in lines:
-        digest = hashlib.blake2b(line, digest_size=8, key=str(seed).encode()).digest()
-        heapq.heappush(heap, (-int.from_bytes(digest), source, line))
-        held += len(line)
+        text = line.strip()
+        digest = int.from_bytes(hashlib.blake2b(text, digest_size=8, key=str(seed).encode()).digest())
+        if digest >= limit:
+            continue
+        heapq.heappush(heap, (-digest, source, text))
+        held += len(text)
         while held > MAX_DONOR_BYTES and len(heap) > 1:
-            held -= len(heapq.heappop(heap)[2])
+            # Whatever comes after a line that found no room finds none either.
+            negative, _, dropped = heapq.heappop(heap)
+            held, limit = held - len(dropped), -negative
     return [(source, line) for _, source, line in sorted(heap, key=lambda entry: -entry[0])]
 
 

@@ -151,14 +151,14 @@ def _defaults(kind: str, mode: str) -> Spec:
 
 
 def _with_setting(spec: Spec, text: str) -> Spec:
-    name, found, value = text.strip().partition("=")
+    name, found, value = text.partition("=")
     name = name.strip().replace("-", "_")
     own = [one for one, setting in SETTINGS.items() if spec.kind in setting.kinds]
     if not found:
         raise ConfigError(f'"{text}": is no setting; write name=value')
     if name not in own:
         raise ConfigError(f'"{name}": {spec.kind} takes no such setting{_nearest(name, own)}; it takes {", ".join(own)}')
-    return replace(spec, **{name: _value(spec, name, value.strip())})
+    return replace(spec, **{name: _value(spec, name, value)})
 
 
 def _value(spec: Spec, name: str, text: str) -> Any:

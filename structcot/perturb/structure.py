@@ -34,6 +34,8 @@ def steps_at(level: str, thought: str, given: Any = None) -> list[Span]:
         raise NotApplied("the record has no steps; structcot segment adds them")
     spans = [(step.get("start"), step.get("end")) for step in given]
     edges = [0, *(end for _, end in spans)]
+    if not all(isinstance(edge, int) for span in spans for edge in span):
+        raise NotApplied("the record's steps have no whole numbers for start and end; run structcot segment on it again")
     is_whole = [start for start, _ in spans] == edges[:-1] and edges[-1] == len(thought)
     if not is_whole or any(start > end for start, end in spans):
         raise NotApplied("the record's steps do not cover its thought; run structcot segment on it again")

@@ -142,11 +142,11 @@ def _judge_batch(batch: Lines, context: tuple[Spec, int, str]) -> list[tuple[int
 
 def with_prompt_prefix(record: dict[str, Any], prefix: str) -> dict[str, Any]:
     """The record with `prefix` before the text of its first user turn, or of its prompt."""
-    for turns, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
+    for turns, role, content in (("messages", "role", "content"), ("conversations", "from", "value"), ("prompt", "role", "content")):
         listed = record.get(turns)
         if isinstance(listed, list):
-            first = next(index for index, turn in enumerate(listed) if turn.get(role) in ("user", "human"))
-            turn = {**listed[first], content: prefix + listed[first][content]}
-            return {**record, turns: [*listed[:first], turn, *listed[first + 1 :]]}
+            users = [index for index, turn in enumerate(listed) if turn.get(role) in ("user", "human")][:1]
+            longer = [{**turn, content: prefix + turn[content]} if index in users else turn for index, turn in enumerate(listed)]
+            return {**record, turns: longer}
     name = next((name for name in ("prompt", "problem", "question", "input") if isinstance(record.get(name), str)), None)
     return {**record, name: prefix + record[name]} if name else record

@@ -58,6 +58,4 @@ def _markers() -> _Markers:
         for place, entry in enumerate(entries)
         if "holds" in entry
     ]
-    return _Markers(
-        types=tuple(entry["type"] for entry in entries), opens=re.compile(f"{before}(?:{opens})"), held=tuple(held)
-    )
+    return _Markers(types=tuple(entry["type"] for entry in entries), opens=re.compile(f"{before}(?:{opens})"), held=tuple(held))
