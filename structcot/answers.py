@@ -8,9 +8,12 @@ Span = tuple[int, int]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_STATED = re.compile(
-    r"(?:answer|result)\s*(?:is|are|:|=|：)\s*([^\n]*?[^\s.。])\**[.。]?(?=\s|$)|答案(?:是|为|：|:)\s*([^\n。]+)", re.IGNORECASE
+_LABEL = re.compile(
+    r"(?:answer|result)\b[*_ ]*+(?:is\b|are\b|[:=：])[*_:： ]*+|答案[*_ ]*+(?:是|为|[:：])[*_:： ]*+",
+    re.IGNORECASE,
 )
+_STATED_END = re.compile(r"\n|[.!](?=[\s*_]|\Z)|。")
+_MARKUP = " \t\r*_$"
 
 
 def box_spans(text: str) -> list[Span]:
@@ -33,8 +36,17 @@ def answer_span(text: str) -> Span | None:
     boxes = box_spans(text)
     if boxes:
         return boxes[-1]
-    stated = list(_STATED.finditer(text))[-1:]
-    return stated[0].span(1 if stated[0][1] is not None else 2) if stated else None
+    labels = list(_LABEL.finditer(text))
+    return _tight(text, labels[-1].end()) if labels else None
+
+
+def _tight(text: str, start: int) -> Span | None:
+    """The rest of a sentence from `start` on, without the white space, emphasis and dollar signs around it; None of nothing."""
+    stop = _STATED_END.search(text, start)
+    rest = text[start : stop.start() if stop else len(text)]
+    inner = rest.strip(_MARKUP)
+    left = start + len(rest) - len(rest.lstrip(_MARKUP))
+    return (left, left + len(inner)) if inner else None
 
 
 def final_answer(text: str) -> str:

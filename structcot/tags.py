@@ -52,7 +52,7 @@ def read_answer(text: str) -> Answer:
     opening = next((tag for tag in tags if tag[0] in _OPEN_THOUGHT), None)
     start = opening.end() if opening else 0
     closing = next((tag for tag in tags if tag.start() >= start and tag[0] in _CLOSE_THOUGHT), None)
-    begin = next((tag for tag in tags if tag.start() >= start and tag[0] == SOLUTION_TAGS[0]), None)
+    begin = next((tag for tag in tags if tag.start() >= (closing.end() if closing else start) and tag[0] == SOLUTION_TAGS[0]), None)
     end = closing or begin
     thought_end = end.start() if end else len(text)
     solution_start = begin.end() if begin else closing.end() if closing else len(text)

@@ -43,7 +43,7 @@ def test_the_answer_is_what_stands_in_the_last_box(text: str, found: str) -> Non
         ("**The answer is 12.**", "12"),
         ("**The answer is 12**.", "12"),
         ("**Answer:** 12", "12"),
-        ("The answer is $x + 1$.", "$x + 1$"),
+        ("The answer is $x + 1$.", "x + 1"),
         ("Answer: 12", "12"),
         ("the result is 7.", "7"),
         ("The answer is 1. No, the answer is 2.", "2"),
@@ -83,9 +83,12 @@ def test_spans_lie_in_the_text_one_after_the_other(text: str) -> None:
     assert final_answer(text) == final_answer(text).strip()
 
 
-@given(st.recursive(st.text("12x+\\ ", max_size=5).map(lambda text: text.replace("\\", "\\,")), lambda inner: st.lists(inner, max_size=3).map(
-    lambda parts: "{" + "".join(parts) + "}"
-)))  # fmt: skip
+@given(
+    st.recursive(
+        st.text("12x+\\ ", max_size=5).map(lambda text: text.replace("\\", "\\,")),
+        lambda inner: st.lists(inner, max_size=3).map(lambda parts: "{" + "".join(parts) + "}"),
+    )
+)
 def test_any_balanced_content_of_a_box_is_found_whole(content: str) -> None:
     assert final_answer(f"before {{ \\boxed{{1}} \\boxed{{{content}}} after }}") == content.strip()
 

@@ -292,7 +292,6 @@ def test_a_selection_of_none_is_an_error(tmp_path: Path) -> None:
     [
         ("12", "12", True, True),
         ("12", "13", False, False),
-        ("12", "12.", True, True),
         ("12", "$12$", True, True),
         ("12", "12.0", False, True),
         ("0.5", "\\frac12", False, True),
@@ -310,6 +309,11 @@ def test_graders_compare_as_text_and_as_mathematics(gold: str, found: str, same_
     pytest.importorskip("math_verify", reason="math-verify is not installed: pip install structcot[eval]")
     assert exact(gold, found) is same_text
     assert math_verify(gold, found) is same_value
+
+
+def test_a_full_stop_behind_an_answer_is_no_part_of_its_text() -> None:
+    assert exact("12", "12.")
+    assert not exact("12", "1.2")
 
 
 @pytest.mark.parametrize(

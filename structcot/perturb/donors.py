@@ -54,11 +54,11 @@ class Donors:
 
     def _fits(self, index: int, own: tuple[str, str], rule: str) -> bool:
         identity, domain = self.owners[index]
-        return identity != own[0] and (rule == "any" or bool(domain) and (domain == own[1]) == (rule == "in-domain"))
+        return identity != own[0] and (rule == "any" or (bool(domain) and (domain == own[1]) == (rule == "in-domain")))
 
 
 def sample_lines(lines: Iterable[tuple[str, bytes]], seed: int) -> list[tuple[str, bytes]]:
-    """Choose the first lines, in the order of their hashes, that together take at most `MAX_DONOR_BYTES`; at least one where there is one."""
+    """Choose the first lines, in the order of their hashes, that together take at most `MAX_DONOR_BYTES`; one of several at least."""
     heap: list[tuple[int, str, bytes]] = []
     held, limit = 0, 1 << 64
     for source, line in lines:

@@ -102,7 +102,7 @@ def _graders(trace: Trace, spec: Spec, gold: str) -> list[str]:
 
 def _says(name: str, trace: Trace, gold: str, found: str) -> bool:
     own = trace.record.get(name)
-    return own if isinstance(own, bool) else bool(found) and GRADERS[name](gold, found)
+    return own if isinstance(own, bool) else bool(found) and GRADERS[name](gold, found.rstrip(" ."))
 
 
 def _gold_of(trace: Trace, spec: Spec) -> str:

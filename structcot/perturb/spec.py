@@ -113,6 +113,8 @@ def make_spec(kind: str, fraction: float, mode: str = "clean", settings: Sequenc
         spec = replace(spec, fraction=1.0, record_fraction=fraction)
     for setting in settings:
         spec = _with_setting(spec, setting)
+    if spec.select == "wrong-only" and spec.pool:
+        raise ConfigError("pool: select=wrong-only takes the wrong records of the input itself; leave one of the two out")
     if spec.kind == "keywords" and spec.url and (spec.unit != "passage" or not spec.model or spec.fraction < 1.0):
         raise ConfigError("url: a server removes whole passages from whole answers; use unit=passage, model=NAME and record_fraction")
     if spec.scope == "message" and spec.kind == "keywords":

@@ -13,7 +13,7 @@ from importlib.resources import files
 
 STEP_TYPES = ("initializing", "deduction", "verification", "backtracking", "uncertainty-estimation", "new-approach", "conclusion")
 # What may stand before the first word of a sentence: white space, quotes, list bullets and marks of emphasis.
-_LEAD = r"[\s\"'“‘(\[*_>#-]*"
+_LEAD = r"[\s\"'“‘(\[*_>#-]*+"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

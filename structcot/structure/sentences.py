@@ -13,7 +13,8 @@ Span = tuple[int, int]
 
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n\s*")
 # After a closing mark and what may close a quotation come white space or, in Chinese, nothing; every line end is a boundary too.
-_SENTENCE_END = re.compile(r"""(?:[.!?]+["'”’)\]*_]*(?=\s)|[。！？；]+[”’」』）]*)\s*|[ \t\r]*\n\s*""")
+# The possessive signs and the looks behind keep a long run of one character from being tried from each of its places.
+_SENTENCE_END = re.compile(r"""(?:(?<![.!?])[.!?]++["'”’)\]*_]*+(?=\s)|[。！？；]++[”’」』）]*+)\s*+|(?<![ \t\r])[ \t\r]*+\n\s*+""")
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|vs|cf|al|approx|Dr|Mr|Mrs|Ms|Prof|St|No|Fig|Eq|Eqs|Sec|Ch|resp|w\.r\.t)|\b[A-Z]|^\s*\d+)\.\Z", re.M
 )
