@@ -32,10 +32,10 @@ def box_spans(text: str) -> list[Span]:
 
 
 def answer_span(text: str) -> Span | None:
-    """Find the final answer: the last box, else the last stated answer, else none."""
+    """Find the final answer: the last box (none if it never closes), without a box the last stated answer, else none."""
     boxes = box_spans(text)
     if boxes:
-        return boxes[-1]
+        return boxes[-1] if boxes[-1][1] < len(text) else None
     labels = list(_LABEL.finditer(text))
     return _tight(text, labels[-1].end()) if labels else None
 

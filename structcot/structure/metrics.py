@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from structcot.answers import final_answer
 from structcot.structure.keywords import count_keywords
 from structcot.structure.markers import STEP_TYPES, marker
 from structcot.structure.segmenters import Step
@@ -60,9 +61,6 @@ _POINTS_BACK = re.compile(
     re.IGNORECASE,
 )
 _OPENING_SHARE = 0.02
-
-_BRACE = re.compile(r"(?<!\\)[{}]")
-_ANSWER_SENTENCE = re.compile(r"\banswer(?:\s+is\b|\s*[:=])[\s:*]*[^\s:*]|答案\s*(?:是|为|：|:)\s*\S", re.IGNORECASE)
 
 
 def measure(answer: Answer, steps: Sequence[Step]) -> dict[str, Any]:
@@ -132,13 +130,13 @@ def repetition(words: Sequence[str]) -> tuple[float, bool]:
 
 
 def has_answer(answer: Answer) -> bool:
-    r"""Whether the solution holds an answer: a last \boxed{...} that is whole and not empty, or a sentence "the answer is ...".
+    """Whether the solution holds a final answer that is not empty.
 
     An answer without any tags is searched as a whole.
     """
     is_untagged = not answer.is_closed and answer.thought_end - answer.thought_start == len(answer.text)
     text = answer.text if is_untagged else answer.solution
-    return _has_box(text) or _ANSWER_SENTENCE.search(text) is not None
+    return bool(final_answer(text))
 
 
 def failed_steps(types: Sequence[str]) -> list[int]:
@@ -265,17 +263,6 @@ def _unlabelled_equations(thought: str) -> list[tuple[int, str]]:
         if is_call or before[-1:] not in _VALUE_ENDS:
             seen.add(number)
     return found
-
-
-def _has_box(text: str) -> bool:
-    r"""Whether the last \boxed{ closes, with something in it."""
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for match in _BRACE.finditer(text, max(0, start)) if start >= 0 else ():
-        depth += 1 if match[0] == "{" else -1
-        if not depth:
-            return bool(text[start + len("\\boxed{") : match.start()].strip())
-    return False
 
 
 def _ratio(part: int, whole: int) -> float:
