@@ -24,7 +24,7 @@ MEGABYTE = 1_000_000
         ("\\boxed{1}, no: \\boxed{2}", "2"),
         ("\\boxed{1} and \\fbox{2}", "2"),
         ("\\boxed{x = \\boxed{3}}", "x = \\boxed{3}"),
-            ("\\boxed{1}, cut off: \\boxed{\\frac{1}{2", ""),
+        ("\\boxed{1}, cut off: \\boxed{\\frac{1}{2", ""),
         ("\\boxed{}", ""),
         ("\\boxed{5}. The answer is 6.", "5"),
     ],
