@@ -67,7 +67,7 @@ def _stage_table(facts: Mapping[str, Any]) -> str:
         )
         tau = "" if stage["kendall_tau"] is None else f"{stage['kendall_tau']:.3f}"
         cells = [
-            stage["settings"],
+            stage["settings"].replace(",", ", "),
             f"{stage['asked_fraction']:g}",
             _share(stage["realised_fraction"]),
             f"{stage['changed']:,} of {stage['units']:,}",
@@ -76,7 +76,7 @@ def _stage_table(facts: Mapping[str, Any]) -> str:
         ]
         rows.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
     heads = ("perturbation", "asked", "done", "units", "steps", "mean tau")
-    return f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}</table>"
+    return f'<table class="counts"><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>{"".join(rows)}</table>'
 
 
 def _reason_table(facts: Mapping[str, Any]) -> str:
@@ -99,4 +99,4 @@ def _chart(key: str, title: str, unit: str, histogram: Mapping[str, Any]) -> str
 
 
 def _share(value: float | None) -> str:
-    return "none" if value is None else f"{100 * value:.1f} %"
+    return "none" if value is None else f"{100 * value:.1f}\u00a0%"
