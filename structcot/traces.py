@@ -54,7 +54,7 @@ def read_lines(path: str, name: str = "") -> Iterator[tuple[str, bytes]]:
     """Stream the lines of a file, or of standard input for "-", with their places "name:line"; the name is the path if none is given.
 
     Raises:
-        ConfigError: if the file cannot be opened. Raised by the first line.
+        ConfigError: if the file cannot be opened, or is a JSON array. Raised by the first line.
     """
     name = name or path
     if path == "-":
@@ -63,6 +63,8 @@ def read_lines(path: str, name: str = "") -> Iterator[tuple[str, bytes]]:
     try:
         with Path(path).open("rb") as file:
             for number, line in enumerate(file, 1):
+                if number == 1 and path.endswith(".json") and line.lstrip().startswith(b"["):
+                    raise ConfigError(f"{path}: is one JSON array; write an object a line, for instance by jq -c '.[]' {path}")
                 yield f"{name}:{number}", line
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; give a file of JSON lines, or - for standard input") from error

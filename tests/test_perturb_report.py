@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from structcot import parallel
+from structcot.errors import ConfigError
 from structcot.perturb import donors as donor_sampling
 from structcot.perturb.command import perturb
 from structcot.perturb.spec import KINDS, MODES
@@ -416,3 +417,10 @@ def test_a_command_says_what_was_asked_and_what_was_done(tmp_path: Path) -> None
     assert "3 records: 2 changed, 1 as they were" in ended.out
     assert "delete: 0.5 asked, 0.5000 done, 3 of 6 units" in ended.out
     assert "1 not applied: no thought tags" in ended.out
+
+
+def test_a_json_array_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps([{"response": "One 1."}]), encoding="utf-8")
+    with pytest.raises(ConfigError, match="jq -c"):
+        perturb(str(tmp_path / "data.json"), str(tmp_path / "out.jsonl"), kind="digits")
+    assert not (tmp_path / "out.jsonl").exists()
