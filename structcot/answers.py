@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from structcot.tags import Answer
+
 Span = tuple[int, int]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -47,6 +49,11 @@ def _tight(text: str, start: int) -> Span | None:
     inner = rest.strip(_MARKUP)
     left = start + len(rest) - len(rest.lstrip(_MARKUP))
     return (left, left + len(inner)) if inner else None
+
+
+def answer_of(answer: Answer) -> str:
+    """The final answer of an assistant: in its solution, or anywhere in a text whose thought never closes; "" where there is none."""
+    return final_answer(answer.solution if answer.is_closed else answer.text)
 
 
 def final_answer(text: str) -> str:

@@ -7,24 +7,35 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from structcot.errors import ConfigError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step that survives a power cut."""
+@contextmanager
+def replacing(path: Path, mode: str, **how: Any) -> Iterator[IO[Any]]:
+    """Open a file that takes the place of `path` once all of it is written; `mode` and `how` as for `open`.
+
+    Raises:
+        OSError: if it cannot be written; what lay at `path` stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with temporary.open(mode, **how) as file:
+            yield file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step that survives a power cut."""
+    with replacing(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -33,7 +44,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def write_lines_whole(source: str, to: str) -> Iterator[BinaryIO]:
+def write_lines_whole(source: str, to: str) -> Iterator[IO[bytes]]:
     """Open what is made of `source`: a file that takes the name `to` once all of it is written, or standard output for "-".
 
     Raises:
@@ -48,17 +59,12 @@ def write_lines_whole(source: str, to: str) -> Iterator[BinaryIO]:
     path = Path(to)
     if source != "-" and path.exists() and path.samefile(source):
         raise ConfigError(f"{to}: is the input too; write to another file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        file = temporary.open("wb")
-    except OSError as error:
-        raise ConfigError(f"{to}: cannot be written: {error.strerror}; give a file in a directory that is there") from error
-    try:
-        with file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(replacing(path, "wb"))
+        except OSError as error:
+            raise ConfigError(f"{to}: cannot be written: {error.strerror}; give a file in a directory that is there") from error
+        yield file
 
 
 def json_sha256(value: Any) -> str:

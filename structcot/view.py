@@ -7,15 +7,14 @@ each record is kept, with its place in the file. Records of the same identity ar
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO
 
 from structcot.errors import ConfigError
+from structcot.files import replacing
 from structcot.traces import Trace, UnusableTrace, read_lines, read_trace
 from structcot.view_match import Link, match_steps
 from structcot.view_page import page_end, page_record, page_start
@@ -40,7 +39,8 @@ def write_view(source: str, to: Path, *, compare: str | None = None, field: str 
     """
     _check(source, to, compare)
     facts = _Facts(answer_field=field)
-    with _replacing(to) as page:
+    # A lone surrogate is written as its JSON escape.
+    with replacing(to, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as page:
         page.write(page_start(" and ".join(Path(name).name for name in (source, compare) if name), compare is not None))
         if compare is None:
             for trace, _ in facts.read(source):
@@ -90,7 +90,7 @@ class _Facts:
         }
 
 
-def _write_pairs(page: TextIO, source: str, compare: str, facts: _Facts) -> None:
+def _write_pairs(page: IO[str], source: str, compare: str, facts: _Facts) -> None:
     """Write the records of `source`, each with its partner, then those that only `compare` has."""
     places: dict[bytes, deque[tuple[str, int]]] = defaultdict(deque)
     for trace, offset in facts.read(compare):
@@ -137,18 +137,6 @@ def _check(source: str, to: Path, compare: str | None) -> None:
     for path in (source, compare):
         if path not in (None, "-") and to.exists() and Path(path).exists() and to.samefile(path):
             raise ConfigError(f"--output: {to}: is a file to read; give another path for the page")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """Open a file that takes the place of `path` once it is whole. A lone surrogate is written as its JSON escape."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

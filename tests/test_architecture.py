@@ -22,7 +22,7 @@ ALLOWED = {
     "structcot.errors": (),
     "structcot.files": ("structcot.errors",),
     "structcot.tags": (),
-    "structcot.answers": (),
+    "structcot.answers": ("structcot.tags",),
     "structcot.traces": ("structcot.errors", "structcot.tags"),
     "structcot.parallel": ("structcot.errors",),
     "structcot.perturb": (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rapidfuzz.distance import Levenshtein
 
-from structcot.answers import final_answer
+from structcot.answers import answer_of
 from structcot.perturb.edit import FOREIGN
 from structcot.tags import read_answer
 
@@ -47,7 +47,7 @@ class Change:
 def measure_change(before: str, after: str) -> Change:
     """Compare two texts of one answer; `edit_distance` is Levenshtein's, in words."""
     is_same = before == after
-    words_before, tokens_before, answer_before = words_of(before), count_tokens(before), _final(before)
+    words_before, tokens_before, answer_before = words_of(before), count_tokens(before), answer_of(read_answer(before))
     words_after, tokens_after = (words_before, tokens_before) if is_same else (words_of(after), count_tokens(after))
     return Change(
         tokens_before=tokens_before,
@@ -58,7 +58,7 @@ def measure_change(before: str, after: str) -> Change:
         keywords_before=sum(map(words_before.count, KEYWORDS)),
         keywords_after=sum(map(words_after.count, KEYWORDS)),
         had_answer=bool(answer_before),
-        answer_kept=is_same or answer_before == _final(after),
+        answer_kept=is_same or answer_before == answer_of(read_answer(after)),
     )
 
 
@@ -90,8 +90,3 @@ def kendall_tau(order: Sequence[int]) -> float | None:
         inversions += len(seen) - bisect_left(seen, step)
         insort(seen, step)
     return 1.0 - 4.0 * inversions / (len(steps) * (len(steps) - 1))
-
-
-def _final(text: str) -> str:
-    answer = read_answer(text)
-    return final_answer(answer.solution if answer.is_closed else text)

@@ -12,14 +12,13 @@ from structcot.perturb.edit import Edit, NotApplied, cut, scope_spans
 from structcot.perturb.rewrite import rewrite_without_reflection
 from structcot.perturb.spec import Spec
 from structcot.structure.keywords import keyword_pattern
-from structcot.structure.markers import marker
+from structcot.structure.markers import REFLECTION, marker
 from structcot.structure.sentences import Span, sentences
 from structcot.tags import Answer
 
 _DIGIT = re.compile(r"[0-9]")
 # As in the paper's code: whole numbers and decimals that touch no letter, digit or underscore.
 _NUMBER = re.compile(r"\b\d+(?:\.\d+)?\b")
-_REFLECTION = ("backtracking", "verification", "uncertainty-estimation")
 
 # What a scope is called in a sentence.
 PLACES = {"thought": "thought", "solution": "solution", "both": "thought and the solution", "message": "answer"}
@@ -125,7 +124,7 @@ def _keyword_sentences(contents: Sequence[str], pattern: re.Pattern[str]) -> lis
 def _passages(contents: Sequence[str], pattern: re.Pattern[str]) -> list[tuple[int, ...]]:
     runs: list[list[int]] = []
     for index, content in enumerate(contents):
-        if marker(content) in _REFLECTION or pattern.search(content):
+        if marker(content) in REFLECTION or pattern.search(content):
             if runs and runs[-1][-1] == index - 1:
                 runs[-1].append(index)
             else:

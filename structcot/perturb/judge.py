@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from structcot.answers import final_answer
+from structcot.answers import answer_of
 from structcot.errors import ConfigError
 from structcot.perturb.spec import Spec
 from structcot.tags import read_answer
@@ -41,8 +41,7 @@ def judge(trace: Trace, spec: Spec) -> Judgement:
         ConfigError: if a grader is needed whose package is not installed.
     """
     problem, gold = problem_of(trace, spec), _gold_of(trace, spec)
-    answer = read_answer(trace.text)
-    found = final_answer(answer.solution if answer.is_closed else trace.text)
+    found = answer_of(read_answer(trace.text))
     if not problem:
         return Judgement(problem="", verdict="unjudged", reason="no problem found; name its field with problem=FIELD")
     names = _graders(trace, spec, gold)

@@ -12,6 +12,8 @@ from functools import cache
 from importlib.resources import files
 
 STEP_TYPES = ("initializing", "deduction", "verification", "backtracking", "uncertainty-estimation", "new-approach", "conclusion")
+# What Li et al., 2025 (arXiv 2502.07374) call reflection: turning back, checking, doubting.
+REFLECTION = frozenset(("backtracking", "verification", "uncertainty-estimation"))
 # What may stand before the first word of a sentence: white space, quotes, list bullets and marks of emphasis.
 _LEAD = r"[\s\"'“‘(\[*_>#-]*+"
 

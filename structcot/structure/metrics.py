@@ -18,12 +18,11 @@ import numpy as np
 
 from structcot.answers import final_answer
 from structcot.structure.keywords import count_keywords
-from structcot.structure.markers import STEP_TYPES, marker
+from structcot.structure.markers import REFLECTION, STEP_TYPES, marker
 from structcot.structure.segmenters import Step
 from structcot.structure.sentences import sentences
 from structcot.tags import Answer
 
-REFLECTION = frozenset(("backtracking", "verification", "uncertainty-estimation"))
 NGRAM_WORDS = 20
 LOOPING_RATE = 0.5
 MAX_DANGLING_SHOWN = 3
