@@ -189,6 +189,58 @@ def segment(
     _write_json(json_file, facts)
 
 
+@app.command("eval")
+def evaluate(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[EVAL.toml] [KEY=VALUE]...", help="config file, overrides")] = None,
+    model: Annotated[str | None, typer.Option(help="a directory, a hub id, or the output directory of a run")] = None,
+    adapter: Annotated[str | None, typer.Option(help="directory of a PEFT adapter, or of a run that has one")] = None,
+    tasks: Annotated[str | None, typer.Option(help="benchmarks by name, or NAME=FILE.jsonl, separated by commas")] = None,
+    engine: Annotated[str | None, typer.Option(help="transformers (default), vllm, or openai for any compatible server")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first problems of each task")] = None,
+    output_dir: Annotated[str | None, typer.Option(metavar="DIR", help="where samples and reports go; default: runs/eval/MODEL")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure accuracy on benchmarks, with intervals; goes on where an earlier call was stopped.
+
+    Benchmarks: aime24, aime25, amc23, math500, olympiadbench, livecodebench, gsm8k. Keys: docs/evaluation.md, for instance
+    sampling.max_new_tokens=4096, prompt=sky-t1, data_dir=DIR (files NAME.jsonl that are taken in place of the hub's).
+    """
+    from structcot.eval.command import read_config, summary_of
+    from structcot.eval.run import evaluate as run_evaluation
+
+    options = {
+        "model_name_or_path": model,
+        "adapter": adapter,
+        "tasks": tasks,
+        "engine": engine,
+        "limit": limit,
+        "output_dir": output_dir,
+    }
+    results = run_evaluation(read_config(arguments or (), options))
+    print(summary_of(results))
+    _write_json(json_file, results)
+
+
+@app.command()
+def grade(
+    source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="saved outputs, a JSON object a line; - for standard input")],
+    to: Annotated[str, typer.Argument(metavar="OUT.jsonl", help="the same records with their grades; - for standard output")],
+    settings: Settings = None,
+    grader: Annotated[str, typer.Option(help="math, exact, or paper: bug for bug what the paper's harness says")] = "math",
+    json_file: JsonFile = None,
+) -> None:
+    """Grade saved outputs: each needs gold, and pred (an answer) or response (a whole output).
+
+    Settings: jobs=N processes, limit=SECONDS for one answer.
+    """
+    from structcot.grade import grade as grade_records
+    from structcot.grade import summary_of
+
+    facts = grade_records(source, to, grader, settings or ())
+    print(summary_of(facts), file=sys.stderr if to == "-" else sys.stdout)
+    _write_json(json_file, facts)
+
+
 @app.command()
 def view(
     source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="traces or model outputs, a JSON object a line")],

@@ -8,12 +8,14 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from structcot.config import Config, DataSource, nearest
 from structcot.errors import ConfigError
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 # Pairs of keys of a section that say the same thing in two ways.
 EXCLUSIVE = (("train", ("batch_sequences", "batch_tokens")), ("data", ("eval", "eval_fraction")))
@@ -44,41 +46,68 @@ FOREIGN_NAMES = {
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path`, lay `key=value` overrides over it and check everything.
+    """Read the config of a run, lay `key=value` overrides over it and check everything.
 
     Raises:
         ConfigError: naming the file, the dotted key, what was found and what is allowed.
+    """
+    values = read_values(path)
+    for override in overrides:
+        _forget_what_it_replaces(values, override.partition("=")[0].strip())
+    return parse_config(lay_over(values, overrides), origin=str(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The values of a TOML file, unchecked.
+
+    Raises:
+        ConfigError: if it cannot be read.
     """
     try:
         text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a config: {error}; give the path of a TOML file") from error
     try:
-        values = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}") from error
-    for override in overrides:
-        _forget_what_it_replaces(values, override.partition("=")[0].strip())
+
+
+def lay_over(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Change `values` by `a.b=value` overrides, whose values are TOML, and return them.
+
+    Raises:
+        ConfigError: if one of them is no override.
+    """
     for override in overrides:
         _lay_over(values, override)
-    return parse_config(values, origin=str(path))
+    return values
 
 
 def parse_config(values: dict[str, Any], origin: str) -> Config:
-    """Check a nested dictionary of values; `origin` is the file that messages name.
+    """Check the values of a run; `origin` is the file that messages name.
+
+    Raises:
+        ConfigError: listing every key that is wrong, one a line.
+    """
+    return checked(Config, {"data": {}, **values}, origin)  # so that it is data.train that is missing
+
+
+def checked(schema: type[Schema], values: dict[str, Any], origin: str) -> Schema:
+    """Check a nested dictionary of values against a section and those in it.
 
     Raises:
         ConfigError: listing every key that is wrong, one a line.
     """
     try:
-        return Config.model_validate({"data": {}, **values})  # so that it is data.train that is missing
+        return schema.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(origin, details) for details in error.errors(include_url=False)]
+        lines = [_explain(schema, origin, details) for details in error.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
 
 
 def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every key that a config may hold, dotted."""
+    """Every key that a config of this schema may hold, dotted."""
     for name, field in model.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
@@ -116,18 +145,18 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _explain(origin: str, details: Any) -> str:
+def _explain(schema: type[BaseModel], origin: str, details: Any) -> str:
     location = [str(part) for part in details["loc"]]
     key = ".".join(location)
     if details["type"] == "extra_forbidden":
-        return f"{origin}: unknown key {key}{_suggestion(key)}"
+        return f"{origin}: unknown key {key}{_suggestion(schema, key)}"
     if details["type"] == "missing":
         return f"{origin}: {key} is missing; set it in the file or as {key}=... on the command line"
     message = details["msg"].removeprefix("Value error, ")
     if not location:
         return f"{origin}: {message}"
     if details["type"].startswith(("greater_than", "less_than")):
-        message = f"allowed is {_bounds(details['loc'])}"
+        message = f"allowed is {_bounds(schema, details['loc'])}"
     if details["type"] == "model_type":
         message = f"use a table, [{key}]"
     if message.startswith(key):
@@ -135,9 +164,9 @@ def _explain(origin: str, details: Any) -> str:
     return f"{origin}: {key}: got {json.dumps(details['input'], default=str)[:200]}; {message[0].lower()}{message[1:]}"
 
 
-def _bounds(location: Sequence[str | int]) -> str:
+def _bounds(schema: type[BaseModel], location: Sequence[str | int]) -> str:
     """The allowed range of the number at `location`, for example '>= 1 and <= 4096'."""
-    section: Any = Config
+    section: Any = schema
     limits: list[str] = []
     for name in location:
         if isinstance(name, str):  # else an entry of a list
@@ -147,13 +176,13 @@ def _bounds(location: Sequence[str | int]) -> str:
     return " and ".join(limits)
 
 
-def _suggestion(key: str) -> str:
+def _suggestion(schema: type[BaseModel], key: str) -> str:
     last = key.rsplit(".", 1)[-1]
     if re.fullmatch(r"data\.(train|eval)\.\d+", key.rpartition(".")[0]):
         return f"; valid: {' '.join(DataSource.model_fields)}{nearest(last, list(DataSource.model_fields))}"
-    if last in FOREIGN_NAMES:
+    if schema is Config and last in FOREIGN_NAMES:
         return f"; here it is called {FOREIGN_NAMES[last]}"
-    keys = [*Config.model_fields, *valid_keys()]
+    keys = [*schema.model_fields, *valid_keys(schema)]
     same_name = [candidate for candidate in keys if candidate.rsplit(".", 1)[-1] == last]
     if same_name:
         return f"; did you mean {same_name[0]}?"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from structcot.errors import FetchError, ModelError
-from structcot.files import write_json
+from structcot.files import json_sha256, write_json
 
 PATTERNS = {
     "model": ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"),
@@ -56,8 +56,12 @@ def has_files(directory: Path, files: dict[str, dict[str, Any]]) -> bool:
     return all((directory / name).is_file() and (directory / name).stat().st_size == facts["bytes"] for name, facts in files.items())
 
 
-def find_snapshot(repo_id: str, revision: str, kinds: Sequence[str] = ("model", "dataset")) -> Snapshot:
+def find_snapshot(
+    repo_id: str, revision: str, kinds: Sequence[str] = ("model", "dataset"), patterns: Sequence[str] = ()
+) -> Snapshot:
     """Download a repository, as the first of `kinds` that exists; without the hub, take what an earlier download has left.
+
+    `patterns` say which of its files are wanted; without any, all that are of use.
 
     Raises:
         FetchError: if there is no such repository, the hub cannot be reached, or a file is not what the hub says it is.
@@ -69,11 +73,11 @@ def find_snapshot(repo_id: str, revision: str, kinds: Sequence[str] = ("model", 
     failures: list[str] = []
     for kind in kinds:
         try:
-            return _download(repo_id, revision, kind)
+            return _download(repo_id, revision, kind, patterns)
         except (HTTPError, HFValidationError, XetDownloadError, OSError) as error:
             failures.append(f"as a {kind}: {first_line(error)}")
     for kind in kinds:
-        cached = _cached(repo_id, revision, kind)
+        cached = _cached(repo_id, revision, kind, patterns)
         if cached is not None:
             log.warning("%s: the hub gives no answer (%s); using the copy in its cache, %s", repo_id, failures[0], cached.directory)
             return cached
@@ -107,23 +111,28 @@ def find_shape(repo_id: str, revision: str) -> Path:
         ) from error
 
 
-def _download(repo_id: str, revision: str, kind: str) -> Snapshot:
+def _download(repo_id: str, revision: str, kind: str, patterns: Sequence[str]) -> Snapshot:
     from huggingface_hub import HfApi, snapshot_download
 
     api = HfApi()
     ask = api.model_info if kind == "model" else api.dataset_info
     info = ask(repo_id, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS)
     commit = str(info.sha)
-    manifest = cache_directory() / "hub" / f"{kind}--{repo_id.replace('/', '--')}--{commit}.json"
+    part = f"--{json_sha256(list(patterns))[:12]}" if patterns else ""
+    manifest = cache_directory() / "hub" / f"{kind}--{repo_id.replace('/', '--')}--{commit}{part}.json"
     if manifest.exists():
         checked = json.loads(manifest.read_text(encoding="utf-8"))
         if has_files(Path(checked["directory"]), checked["files"]):
             return Snapshot(directory=Path(checked["directory"]), kind=kind, commit=commit, files=checked["files"])
-    wanted = [file for file in info.siblings or () if is_wanted(file.rfilename, kind)]
+    wanted = [
+        file
+        for file in info.siblings or ()
+        if is_wanted(file.rfilename, kind) and (not patterns or any(fnmatch(file.rfilename, pattern) for pattern in patterns))
+    ]
     if kind == "model" and not any(file.rfilename.endswith(".safetensors") for file in wanted):
         raise ModelError(f"{repo_id}: has no safetensors weights; pickled weights can run code when loaded: convert to safetensors")
     if not wanted:
-        raise FetchError(f"{repo_id}: this {kind} has no file of the kinds {', '.join(PATTERNS[kind])}; convert it to one of these")
+        raise FetchError(f"{repo_id}: this {kind} has no file like {', '.join(patterns or PATTERNS[kind])}; convert it to one of these")
     names = [file.rfilename for file in wanted]
     root = snapshot_download(repo_id, repo_type=kind, revision=commit, allow_patterns=names, etag_timeout=TIMEOUT_SECONDS)
     directory = Path(root)
@@ -150,12 +159,12 @@ def _check_file(path: Path, size: int | None, lfs: Any, where: str) -> dict[str,
     return facts
 
 
-def _cached(repo_id: str, revision: str, kind: str) -> Snapshot | None:
+def _cached(repo_id: str, revision: str, kind: str, patterns: Sequence[str]) -> Snapshot | None:
     """Return what the hub cache holds of a repository, if it is complete as far as the cache knows."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    names = list(PATTERNS[kind])
+    names = list(patterns or PATTERNS[kind])
     try:
         directory = Path(snapshot_download(repo_id, repo_type=kind, revision=revision, allow_patterns=names, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):

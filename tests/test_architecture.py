@@ -25,6 +25,13 @@ ALLOWED = {
     "structcot.answers": ("structcot.tags",),
     "structcot.traces": ("structcot.errors", "structcot.tags"),
     "structcot.parallel": ("structcot.errors",),
+    "structcot.grading": ("structcot.errors", "structcot.tags", "structcot.answers", "structcot.grading"),
+    "structcot.grading.code": ("structcot.tags", "structcot.sandbox", "structcot.eval.problem", "structcot.grading.case"),
+    "structcot.sandbox": ("structcot.errors", "structcot.sandbox"),
+    "structcot.eval.statistics": (),
+    "structcot.eval.summary": ("structcot.eval",),
+    "structcot.eval.report": ("structcot.errors", "structcot.files", "structcot.report_charts", "structcot.page", "structcot.eval"),
+    "structcot.eval.__main__": ("structcot.cli",),
     "structcot.perturb": (
         "structcot.errors",
         "structcot.files",

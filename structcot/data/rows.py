@@ -7,12 +7,12 @@ from 1; the source of a row is `path:line`, or `owner/name:row` on the hub.
 from __future__ import annotations
 
 import codecs
-import functools
 import hashlib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,10 @@ class Rejected:
     dropped: bool = False
 
 
-def read_rows(source: DataSource, key: str = "data.train") -> Iterator[Row | Rejected]:
+def read_rows(source: DataSource, key: str = "data.train", fields: tuple[str, ...] = RECORD_FIELDS) -> Iterator[Row | Rejected]:
     """Stream the rows of `source`; `key` is the config key that messages name.
+
+    Of Parquet only the columns in `fields` are read, all of them where there is none of these.
 
     Raises:
         ConfigError: if the file does not exist or is of no known kind. Raised by the call, not by the first row.
@@ -59,7 +61,8 @@ def read_rows(source: DataSource, key: str = "data.train") -> Iterator[Row | Rej
     if kind == "hub":
         rows = _hub_rows(source)
     else:
-        rows = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}[kind](_file(source), source.path)
+        readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": partial(_parquet_rows, fields=fields)}
+        rows = readers[kind](_file(source), source.path)
     return _never_empty(rows, source)
 
 
@@ -190,7 +193,7 @@ def _next_of_same_indent(text: str, position: int) -> int | None:
     return found.end() - 1 if found else None
 
 
-def _parquet_rows(path: Path, name: str) -> Iterator[Row | Rejected]:
+def _parquet_rows(path: Path, name: str, fields: tuple[str, ...]) -> Iterator[Row | Rejected]:
     import pyarrow
     import pyarrow.parquet
 
@@ -198,7 +201,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row | Rejected]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            known = [field for field in names if field in RECORD_FIELDS] or None
+            known = [field for field in names if field in fields] or None
             for batch in file.iter_batches(batch_size=PARQUET_ROWS_PER_READ, columns=known):
                 for index in range(batch.num_rows):
                     yield _parquet_row(batch.slice(index, 1), f"{name}:{number}", names)
@@ -220,7 +223,7 @@ def _hub_rows(source: DataSource) -> Iterator[Row | Rejected]:
         yield Row(source=f"{source.path}:{number}", value=value)
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def _load_from_hub(path: str, split: str) -> Any:
     """The data set, fetched once per process: hashing and reading each ask for it."""
     import datasets

@@ -1,0 +1,1 @@
+"""Benchmarks: problems -> requests -> outputs -> grades -> statistics -> report."""

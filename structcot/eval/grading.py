@@ -1,0 +1,71 @@
+"""Outputs become graded lines: mathematics by two graders in processes of their own, code by running it in a sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from structcot.eval.config import EvalConfig
+from structcot.eval.problem import Problem
+from structcot.eval.samples import Sample
+from structcot.grading.case import Case, Grade
+from structcot.grading.graders import GRADERS
+from structcot.grading.isolated import GraderPool
+from structcot.parallel import num_processes
+
+PAPER = "paper"
+
+
+def grade_samples(samples: Sequence[Sample], problems: Mapping[str, Problem], config: EvalConfig) -> list[dict[str, Any]]:
+    """Grade every output, whatever was said of it before, and return the lines of samples.jsonl in the order of `samples`.
+
+    `problems` are by the key of a sample. What was refused has no answer; mathematics is judged by `grading.math` and by the paper's grader
+    beside it, code by its tests.
+
+    Raises:
+        ConfigError: if a grader or a sandbox is needed that is not there.
+    """
+    written = [sample for sample in samples if sample.finish_reason != "refused"]
+    maths = [sample for sample in written if not problems[sample.key].tests]
+    programs = [sample for sample in written if problems[sample.key].tests]
+    grades = dict(zip((sample.key for sample in programs), _grades_of_programs(programs, problems, config), strict=True))
+    papers: dict[str, Grade] = {}
+    for name, found in ((config.grading.math, grades), (PAPER, papers)):
+        if name == PAPER and config.grading.math == PAPER and found is papers:
+            papers |= {sample.key: grades[sample.key] for sample in maths}
+        else:
+            found |= zip((sample.key for sample in maths), _grades_of_answers(name, maths, problems, config), strict=True)
+    return [sample.graded(grades.get(sample.key) or _nothing(sample), papers.get(sample.key)) for sample in samples]
+
+
+def case_of(sample: Sample, problem: Problem) -> Case:
+    """What a grader of mathematics is given."""
+    return Case(
+        gold=problem.gold,
+        response=sample.output,
+        tolerance=problem.tolerance,
+        unit=problem.unit,
+        is_multiple=problem.is_multiple,
+        benchmark=sample.task,
+    )
+
+
+def _nothing(sample: Sample) -> Grade:
+    return Grade(extracted="", verdict="no_answer", reason=f"nothing was generated: {sample.finish_detail}")
+
+
+def _grades_of_answers(name: str, samples: Sequence[Sample], problems: Mapping[str, Problem], config: EvalConfig) -> Iterator[Grade]:
+    if not samples:
+        return
+    cases = (case_of(sample, problems[sample.key]) for sample in samples)
+    jobs = min(config.grading.jobs or num_processes(), len(samples))
+    with GraderPool(GRADERS[name], jobs=jobs, limit_seconds=config.grading.limit_seconds) as pool:
+        yield from tqdm(pool.map(cases), total=len(samples), desc=f"grader {name}", unit="answer", mininterval=1.0, dynamic_ncols=True)
+
+
+def _grades_of_programs(samples: Sequence[Sample], problems: Mapping[str, Problem], config: EvalConfig) -> Iterator[Grade]:
+    if not samples:
+        return
+    raise NotImplementedError

@@ -1,0 +1,151 @@
+"""Rows of benchmark files become problems. One reader serves them all: it knows the names that benchmarks give to the same things."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import pickle
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from structcot.answers import box_spans
+from structcot.eval.problem import Problem, Test
+
+QUESTION_FIELDS = ("problem", "question", "question_content", "prompt", "input")
+GOLD_FIELDS = ("gold", "answer", "final_answer", "gt_answer", "target", "solution")
+GROUP_FIELDS = ("difficulty", "level", "subfield", "subject")
+ID_FIELDS = ("unique_id", "question_id", "id", "idx")
+# GSM8K writes its answers after this sign, below the reasoning that leads there.
+GSM8K_ANSWER = "####"
+MAX_TESTS_BYTES = 1 << 30
+_FUNCTION = re.compile(r"\bdef\s+(\w+)\s*\(\s*self\b|\bdef\s+(\w+)\s*\(")
+
+
+class BadRow(ValueError):
+    """Why a row is no problem that can be asked and judged."""
+
+
+def read_problem(row: Any, number: int, question_field: str = "", answer_field: str = "") -> Problem:
+    """Read one row; `number` makes the id of a row without one. The two fields are found by themselves where they are not named.
+
+    Raises:
+        BadRow: saying what is missing.
+    """
+    if not isinstance(row, Mapping):
+        raise BadRow("is no JSON object")
+    question = _text(row, (question_field,) if question_field else QUESTION_FIELDS)
+    if not question.strip():
+        raise BadRow(f"has no question: found {', '.join(map(str, row))}; name its field with question=")
+    context = row.get("context")
+    found = next((row[name] for name in ID_FIELDS if isinstance(row.get(name), str | int)), number)
+    common = {
+        "id": str(found),
+        "question": f"{context}\n{question}" if isinstance(context, str) and context else question,
+        "group": _group(row),
+    }
+    tests = _tests(row)
+    if tests:
+        starter_code = row.get("starter_code") or ""
+        return Problem(**common, tests=tests, starter_code=starter_code, entry_point=_entry_point(row, starter_code))
+    gold = _gold(row, (answer_field,) if answer_field else GOLD_FIELDS)
+    if not gold:
+        raise BadRow(f"has neither an answer nor tests: found {', '.join(map(str, row))}; name the field of the answer with answer=")
+    return Problem(
+        **common,
+        gold=gold,
+        tolerance=_tolerance(row),
+        unit=str(row.get("unit") or ""),
+        is_multiple=bool(row.get("is_multiple_answer") or row.get("is_multiple")),
+    )
+
+
+def _text(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    return next((row[name] for name in names if isinstance(row.get(name), str) and row[name].strip()), "")
+
+
+def _group(row: Mapping[str, Any]) -> str:
+    name = next((name for name in GROUP_FIELDS if isinstance(row.get(name), str | int)), "")
+    return f"level {row[name]}" if name == "level" else str(row.get(name, ""))
+
+
+def _gold(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """The reference answer as text: of a list its entries, of a float its shortest form, of a worked solution what it ends in."""
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is None or isinstance(value, bool | dict) or not str(value).strip():
+            continue
+        text = str(value)
+        if GSM8K_ANSWER in text:
+            return text.rpartition(GSM8K_ANSWER)[2].strip()
+        boxes = box_spans(text) if name in ("solution", "answer") else []
+        return text[slice(*boxes[-1])].strip() if boxes else text.strip()
+    return ""
+
+
+def _tolerance(row: Mapping[str, Any]) -> float | None:
+    value = row.get("error", row.get("tolerance"))
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise BadRow(f'has the tolerance {value!r}, which is no number; mend the field "error"') from error
+
+
+def _tests(row: Mapping[str, Any]) -> tuple[Test, ...]:
+    """The tests of a program: `tests`, or the public and the hidden ones of LiveCodeBench."""
+    listed = [*_listed(row.get("tests")), *_listed(row.get("public_test_cases")), *_listed(row.get("private_test_cases"))]
+    try:
+        return tuple(Test(input=str(test["input"]), output=str(test["output"])) for test in listed)
+    except (KeyError, TypeError) as error:
+        raise BadRow("has a test without input or output; give {input, output} objects") from error
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None or value == "":
+        return []
+    if isinstance(value, str):
+        value = _decoded(value)
+    if not isinstance(value, list):
+        raise BadRow(f"has tests that are no list but {type(value).__name__}; give {{input, output}} objects")
+    return value
+
+
+def _decoded(text: str) -> Any:
+    """JSON, or JSON pickled as one string, compressed, in base64, as LiveCodeBench ships its hidden tests."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        unpacked = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), MAX_TESTS_BYTES)
+        return json.loads(_PlainUnpickler(io.BytesIO(unpacked)).load())
+    except (binascii.Error, zlib.error, pickle.UnpicklingError, EOFError, IndexError, TypeError, ValueError) as error:
+        raise BadRow(f"has tests that cannot be decoded: {error}; fetch the file again") from error
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads text and numbers. Whatever would import a name, and so could run code, is refused."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which could run code")
+
+
+def _entry_point(row: Mapping[str, Any], starter_code: str) -> str:
+    """The function that the tests call: named by the row or its metadata, else the one that the starter code defines."""
+    metadata = row.get("metadata")
+    if isinstance(metadata, str):
+        metadata = _decoded(metadata or "{}")
+    named = row.get("fn_name") or row.get("entry_point") or (metadata.get("func_name") if isinstance(metadata, dict) else "")
+    if named:
+        return str(named)
+    found = _FUNCTION.search(starter_code)
+    return (found[1] or found[2]) if found else ""
