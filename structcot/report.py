@@ -7,23 +7,21 @@ Everything that came out of a file is escaped before it becomes markup, and the 
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from structcot.errors import ConfigError
 from structcot.files import write_text
+from structcot.page import json_for_script, page_asset, page_head, safe_text
 from structcot.report_charts import Chart, Series, draw_bars, draw_lines, number
 from structcot.report_files import RunFiles, column, known, number_in, read_run
-from structcot.report_proof import proof_section, safe_text
+from structcot.report_live import live_charts
+from structcot.report_proof import proof_section
 
 LOSS_CURVES = (
     ("train/loss", "all trained tokens", "s-whole"),
@@ -59,9 +57,7 @@ def render_report(run: RunFiles) -> str:
     charts = _curves(run)
     lengths = _length_chart(run.plan)
     readouts = {chart.key: chart.readout for chart in [*charts, lengths] if chart.readout["x"]}
-    style, script = (files("structcot").joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    style, script = page_asset("report.css"), page_asset("report.js")
     data = json_for_script(readouts)
     sections = [
         _headline(run),
@@ -73,20 +69,12 @@ def render_report(run: RunFiles) -> str:
         _section("config", "Config", _config_text(run.config_text)),
         _section("manifest", "Manifest", _value_table(_flatten(run.manifest)) or _empty("manifest.json is not there or not whole yet.")),
     ]
-    name = safe_text(run.name)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name} - structcot run report</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="color-scheme" content="light dark">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>\n'
-        f"<body><header><h1>{name}</h1></header><main>\n"
+        page_head(f"{run.name} - structcot run report", style, script)
+        + f"<body><header><h1>{safe_text(run.name)}</h1></header><main>\n"
         + "\n".join(sections)
         + f'\n</main><script type="application/json" id="chart-data">{data}</script><script>{script}</script></body></html>\n'
     )
-
-
-def json_for_script(value: Any) -> str:
-    """Write JSON that may stand in a script element: with no "<" in it, neither a closing tag nor a comment can end the element early."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _headline(run: RunFiles) -> str:
@@ -116,7 +104,7 @@ def _identity_cards(run: RunFiles) -> Iterator[tuple[str, str, str]]:
 
 def _progress_cards(run: RunFiles) -> Iterator[tuple[str, str, str]]:
     """Say how far the run is, and what the loss did."""
-    num_done, num_planned = len(run.metrics), number_in(run.plan, "steps")
+    num_done, num_planned = run.num_steps, number_in(run.plan, "steps")
     if num_planned and num_planned > 0:
         bar = f'<progress max="{num_planned:.0f}" value="{num_done}" aria-label="steps done"></progress>'
         yield "Steps", f"{num_done:,} of {num_planned:,.0f}", bar
@@ -139,7 +127,7 @@ def _speed_cards(run: RunFiles) -> Iterator[tuple[str, str, str]]:
         yield "Tokens per second", number(statistics.median(rates)), detail
     seconds, waits = known(run.metrics, "time/step_seconds"), known(run.metrics, "time/data_seconds")
     if seconds:
-        num_left = int(number_in(run.plan, "steps") or 0) - len(run.metrics)
+        num_left = int(number_in(run.plan, "steps") or 0) - run.num_steps
         details = [f"{100 * sum(waits) / sum(seconds):.1f} % of it waiting for data"] if waits and sum(seconds) > 0 else []
         details += [f"about {_duration(num_left * statistics.median(seconds))} to go"] if num_left > 0 else []
         yield "Time", _duration(sum(seconds)), "; ".join(details)
@@ -181,7 +169,7 @@ def _curves(run: RunFiles) -> list[Chart]:
         sources = [Series(name=names[index], style=f"s-{index}", values=column(rows, key)) for index, key in enumerate(keys)]
         note = f"the {MAX_SOURCES} of {len(num_steps):,} sources with the most steps" if len(num_steps) > MAX_SOURCES else ""
         charts.append(draw_lines("source-loss", "Loss by source", steps, sources, marks=epochs, note=note))
-    return charts
+    return charts + live_charts(rows, steps)
 
 
 def _epoch_marks(run: RunFiles) -> list[int]:

@@ -158,7 +158,7 @@ def draw_lines(
     series = [one for one in series if any(value is not None for value in one.values)]
     values = [value for one in series for value in one.values if _is_drawn(value)]
     if not values:
-        return _empty_chart(key, title, "No value of this is finite." if series else "No step has written this yet.")
+        return empty_chart(key, title, "No value of this is finite." if series else "No step has written this yet.")
     canvas = _Canvas(steps=steps, rows=rows_to_draw(series, len(steps)), x=_step_axis(steps), y=_value_axis(values, scale))
     odd_rows = [row for row in canvas.rows if any(_is_odd(one.values[row]) for one in series)]
     drawing = [
@@ -169,14 +169,14 @@ def draw_lines(
     ]
     notes = [note, _smoothing_note(len(steps)) if any(_is_smooth(one) for one in series) else ""]
     notes += ["logarithmic scale" if canvas.y.is_log else "", "red ticks at the top: values that are not finite" if odd_rows else ""]
-    labels = [_label("y", "top", 1 - canvas.y.share(tick), number(tick)) for tick in canvas.y.ticks]
-    labels += [_label("x", "left", canvas.x.share(tick), f"{tick:,.0f}") for tick in canvas.x.ticks]
+    labels = [tick_label("y", "top", 1 - canvas.y.share(tick), number(tick)) for tick in canvas.y.ticks]
+    labels += [tick_label("x", "left", canvas.x.share(tick), f"{tick:,.0f}") for tick in canvas.x.ticks]
     readout = {
         "x": [round(100 * canvas.x.share(steps[row]), 2) for row in canvas.rows],
         "at": [f"step {steps[row]:,}" for row in canvas.rows],
         "texts": [_texts(canvas, one) for one in series],
     }
-    html = _figure(key, title, "; ".join(filter(None, notes)), _legend(series, readout), "".join(drawing), "".join(labels))
+    html = figure(key, title, "; ".join(filter(None, notes)), _legend(series, readout), "".join(drawing), "".join(labels))
     return Chart(key=key, html=html, readout=readout)
 
 
@@ -184,7 +184,7 @@ def draw_bars(key: str, title: str, edges: Sequence[float], counts: Sequence[flo
     """Draw a histogram: bin k holds `counts[k]` samples from `edges[k]` to `edges[k + 1]`; bins are equally wide on the page."""
     total = sum(counts)
     if len(edges) != len(counts) + 1 or not total:
-        return _empty_chart(key, title, "There is nothing to count.")
+        return empty_chart(key, title, "There is nothing to count.")
     y = nice_axis(0, max(counts), 4)
     width = BOX_WIDTH / len(counts)
     tops = [BOX_HEIGHT * (1 - y.share(count)) for count in counts]
@@ -194,15 +194,15 @@ def draw_bars(key: str, title: str, edges: Sequence[float], counts: Sequence[flo
         for index, top in enumerate(tops)
     ]
     stride = math.ceil(len(counts) / 6)
-    labels = [_label("y", "top", 1 - y.share(tick), number(tick)) for tick in y.ticks if tick == int(tick)]
-    labels += [_label("x", "left", index / len(counts), number(edges[index])) for index in range(0, len(edges), stride)]
+    labels = [tick_label("y", "top", 1 - y.share(tick), number(tick)) for tick in y.ticks if tick == int(tick)]
+    labels += [tick_label("x", "left", index / len(counts), number(edges[index])) for index in range(0, len(edges), stride)]
     readout = {
         "x": [round(100 * (index + 0.5) / len(counts), 2) for index in range(len(counts))],
         "at": [f"{number(low)} to {number(high)} {unit}" for low, high in pairwise(edges)],
         "texts": [[f"{count:,} ({100 * count / total:.3g} %)" for count in counts]],
     }
     legend = f'<span class="at">all</span><span class="key">samples <b>{total:,}</b></span>'
-    return Chart(key=key, html=_figure(key, title, note, legend, "".join(drawing), "".join(labels)), readout=readout)
+    return Chart(key=key, html=figure(key, title, note, legend, "".join(drawing), "".join(labels)), readout=readout)
 
 
 def _is_drawn(value: float | None) -> TypeGuard[float]:
@@ -289,11 +289,13 @@ def _legend(series: Sequence[Series], readout: dict[str, list[Any]]) -> str:
     return "".join(entries)
 
 
-def _label(axis: str, side: str, share: float, text: str) -> str:
+def tick_label(axis: str, side: str, share: float, text: str) -> str:
+    """Write the label of a tick on axis "x" or "y", `share` of the way from `side` ("left" or "top")."""
     return f'<span class="tick {axis}" style="{side}:{100 * share:.4g}%">{escape(text)}</span>'
 
 
-def _figure(key: str, title: str, note: str, legend: str, drawing: str, labels: str) -> str:
+def figure(key: str, title: str, note: str, legend: str, drawing: str, labels: str) -> str:
+    """Put a drawing in the box, its labels over it, and a title, a note and a legend above; all but title and note are markup."""
     name, note = escape(title), escape(note)
     return (
         f'<figure class="chart" id="chart-{escape(key)}"><figcaption><h3>{name}</h3><p class="note">{note}</p></figcaption>'
@@ -303,7 +305,8 @@ def _figure(key: str, title: str, note: str, legend: str, drawing: str, labels: 
     )
 
 
-def _empty_chart(key: str, title: str, reason: str) -> Chart:
+def empty_chart(key: str, title: str, reason: str) -> Chart:
+    """Say in place of a chart why there is none."""
     caption = f"<figcaption><h3>{escape(title)}</h3></figcaption>"
     html = f'<figure class="chart" id="chart-{escape(key)}">{caption}<p class="empty">{escape(reason)}</p></figure>'
     return Chart(key=key, html=html, readout={"x": [], "at": [], "texts": []})

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from itertools import groupby
 from typing import Any
+
+from structcot.page import safe_text
 
 KINDS = {
     "no": "not trained on",
@@ -26,16 +27,8 @@ RARE_KINDS = ("prompt", "other")
 MAX_TOKENS_SHOWN = 6000
 NUM_TOKENS_AT_EACH_END = 2500
 
-_CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
-_HIDDEN = (0x00AD, 0x061C, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2060, 0x206A), 0xFEFF, *range(0xFFF9, 0xFFFC))
-_SHOWN_BY_NAME = _CONTROL_PICTURES | {code: f"\u27e8U+{code:04X}\u27e9" for code in _HIDDEN}
 _WHITESPACE = re.compile(r"[ \t\n]")
 _WHITESPACE_CLASS = {" ": "sp", "\t": "tab", "\n": "nl"}
-
-
-def safe_text(value: object) -> str:
-    """Write `value` as text of a page: escaped, with everything visible that would act unseen. Line ends and tabs stay."""
-    return escape(str(value).translate(_SHOWN_BY_NAME))
 
 
 def proof_section(proof: Mapping[str, Any]) -> str:

@@ -6,14 +6,11 @@ script makes text nodes of what stands there and never markup; the policy lets n
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from typing import Any
 
-from structcot.report_proof import safe_text
+from structcot.page import page_asset, page_head, safe_text
 
 SORTS = {
     "file": "file order",
@@ -36,15 +33,9 @@ KEYS = (
 
 def page_start(title: str, is_comparison: bool) -> str:
     """Write everything before the data. `title` is any text."""
-    style, script = _asset("view.css"), _asset("view.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    name = safe_text(title)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name} - structcot view</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="color-scheme" content="light dark">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>\n'
-        f'<body><header><div class="head"><h1>{name}</h1><p id="count" role="status">Reading the traces...</p>'
+        page_head(f"{title} - structcot view", page_asset("view.css"), page_asset("view.js"))
+        + f'<body><header><div class="head"><h1>{safe_text(title)}</h1><p id="count" role="status">Reading the traces...</p>'
         '<button id="help" type="button" aria-label="Keys">?</button></div>'
         f"{_controls(is_comparison)}</header>\n"
         '<noscript><p class="warning">This page needs its own script, which the browser does not run.</p></noscript>'
@@ -61,7 +52,7 @@ def page_record(value: Any) -> str:
 
 def page_end(facts: Mapping[str, Any]) -> str:
     """Write what is known once all records are read, and the script."""
-    return f'<script type="application/json" id="facts">{json_text(facts)}</script><script>{_asset("view.js")}</script></body></html>\n'
+    return f'<script type="application/json" id="facts">{json_text(facts)}</script><script>{page_asset("view.js")}</script></body></html>\n'
 
 
 def json_text(value: Any) -> str:
@@ -71,10 +62,6 @@ def json_text(value: Any) -> str:
     by whoever encodes the text: errors="backslashreplace" writes just that.
     """
     return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
-
-
-def _asset(name: str) -> str:
-    return files("structcot").joinpath(name).read_text(encoding="utf-8")
 
 
 def _controls(is_comparison: bool) -> str:

@@ -28,8 +28,11 @@ ALLOWED = {
     "structcot.grading": ("structcot.errors", "structcot.tags", "structcot.answers", "structcot.grading"),
     "structcot.grading.code": ("structcot.tags", "structcot.sandbox", "structcot.eval.problem", "structcot.grading.case"),
     "structcot.sandbox": ("structcot.errors", "structcot.sandbox"),
+    "structcot.page": (),
     "structcot.eval.statistics": (),
-    "structcot.eval.summary": ("structcot.eval",),
+    "structcot.eval.endings": ("structcot.structure",),
+    "structcot.eval.golden": (),
+    "structcot.eval.summary": ("structcot.errors", "structcot.grading.case", "structcot.eval"),
     "structcot.eval.report": ("structcot.errors", "structcot.files", "structcot.report_charts", "structcot.page", "structcot.eval"),
     "structcot.eval.__main__": ("structcot.cli",),
     "structcot.perturb": (
@@ -42,6 +45,8 @@ ALLOWED = {
         "structcot.server",
         "structcot.structure",
         "structcot.report_charts",
+        "structcot.page",
+        "structcot.grading",
         "structcot.perturb",
     ),
     "structcot.perturb.__main__": ("structcot.cli",),
@@ -72,7 +77,7 @@ ALLOWED = {
     "structcot.model_files": ("structcot.errors",),
     "structcot.countdown": ("structcot.errors", "structcot.files", "structcot.countdown"),
     "bench": ("structcot", "structcot_kernels", "bench"),
-    "structcot.report": ("structcot.errors", "structcot.files", "structcot.report"),
+    "structcot.report": ("structcot.errors", "structcot.files", "structcot.page", "structcot.report"),
 }
 
 

@@ -19,7 +19,7 @@ def test_flags_alone_make_a_config() -> None:
     config = read_config((), {"model_name_or_path": "m", "tasks": "aime24, math500", "limit": 3, "adapter": None})
     assert [task.name for task in config.tasks] == ["aime24", "math500"]
     assert (config.model_name_or_path, config.limit, config.engine, config.adapter) == ("m", 3, "transformers", "")
-    assert (config.sampling.temperature, config.sampling.num_samples, config.sampling.max_new_tokens) == (0.0, 1, 32768)
+    assert (config.sampling.temperature, config.sampling.num_samples, config.sampling.max_new_tokens) == (0.0, 1, 0)
 
 
 def test_overrides_beat_flags_and_flags_beat_the_file(tmp_path: Path) -> None:

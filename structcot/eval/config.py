@@ -31,13 +31,16 @@ class TaskConfig(Section):
 
 
 class SamplingConfig(Section):
-    """`[sampling]`: answers to each problem, and how tokens are chosen. The defaults are the paper's: one, greedy, 32,768 tokens."""
+    """`[sampling]`: answers to each problem, and how tokens are chosen. The defaults are the paper's: one, greedy.
+
+    `max_new_tokens` 0 takes the task's own: 32,768, as in the paper, but 4,096 for gsm8k.
+    """
 
     num_samples: int = Field(default=1, ge=1, le=10_000)
     temperature: float = Field(default=0.0, ge=0.0, le=100.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     top_k: int = Field(default=0, ge=0)
-    max_new_tokens: int = Field(default=32768, ge=1)
+    max_new_tokens: int = Field(default=0, ge=0)
     stop: list[str] = Field(default=[])
 
 
@@ -67,7 +70,7 @@ class CodeConfig(Section):
     `timeout_seconds` is for one test, `memory_gib` for one program.
     """
 
-    sandbox: Literal["auto", "bubblewrap", "namespaces", "seccomp", "none"] = "auto"
+    sandbox: Literal["auto", "bubblewrap", "landlock", "none"] = "auto"
     timeout_seconds: float = Field(default=6.0, gt=0.0)
     memory_gib: float = Field(default=4.0, gt=0.0)
 

@@ -7,13 +7,17 @@ from typing import Any
 
 from tqdm import tqdm
 
+from structcot.console import say
 from structcot.eval.config import EvalConfig
 from structcot.eval.problem import Problem
 from structcot.eval.samples import Sample
 from structcot.grading.case import Case, Grade
+from structcot.grading.code import grade_programs
 from structcot.grading.graders import GRADERS
 from structcot.grading.isolated import GraderPool
 from structcot.parallel import num_processes
+from structcot.sandbox.backend import choose_backend
+from structcot.sandbox.process import Limits
 
 PAPER = "paper"
 
@@ -30,13 +34,13 @@ def grade_samples(samples: Sequence[Sample], problems: Mapping[str, Problem], co
     written = [sample for sample in samples if sample.finish_reason != "refused"]
     maths = [sample for sample in written if not problems[sample.key].tests]
     programs = [sample for sample in written if problems[sample.key].tests]
-    grades = dict(zip((sample.key for sample in programs), _grades_of_programs(programs, problems, config), strict=True))
-    papers: dict[str, Grade] = {}
-    for name, found in ((config.grading.math, grades), (PAPER, papers)):
-        if name == PAPER and config.grading.math == PAPER and found is papers:
-            papers |= {sample.key: grades[sample.key] for sample in maths}
-        else:
-            found |= zip((sample.key for sample in maths), _grades_of_answers(name, maths, problems, config), strict=True)
+    grades = dict(zip([sample.key for sample in programs], _grades_of_programs(programs, problems, config), strict=True))
+    answers = {
+        name: dict(zip([sample.key for sample in maths], _grades_of_answers(name, maths, problems, config), strict=True))
+        for name in dict.fromkeys((config.grading.math, PAPER))
+    }
+    grades |= answers[config.grading.math]
+    papers = answers[PAPER]
     return [sample.graded(grades.get(sample.key) or _nothing(sample), papers.get(sample.key)) for sample in samples]
 
 
@@ -68,4 +72,9 @@ def _grades_of_answers(name: str, samples: Sequence[Sample], problems: Mapping[s
 def _grades_of_programs(samples: Sequence[Sample], problems: Mapping[str, Problem], config: EvalConfig) -> Iterator[Grade]:
     if not samples:
         return
-    raise NotImplementedError
+    backend = choose_backend(config.code.sandbox)
+    say(f"programs are run under {backend.kind}" if backend.kind != "none" else "programs are run unprotected, as code.sandbox says")
+    limits = Limits(seconds=config.code.timeout_seconds, memory_bytes=int(config.code.memory_gib * 2**30))
+    items = ((sample.output, problems[sample.key]) for sample in samples)
+    grades = grade_programs(items, backend, limits, config.grading.jobs or num_processes())
+    yield from tqdm(grades, total=len(samples), desc="sandbox", unit="program", mininterval=1.0, dynamic_ncols=True)

@@ -27,7 +27,8 @@ from structcot.eval.prompts import PromptStyle, messages_of, prompt_styles
 from structcot.eval.report import write_reports
 from structcot.eval.samples import SampleFile, Wanted, sample_of, turns_of
 from structcot.eval.subject import Subject, find_subject
-from structcot.eval.tasks import LoadedTask, find_task, load_task
+from structcot.eval.summary import compare, summarise
+from structcot.eval.tasks import LoadedTask, Task, find_task, load_task
 from structcot.files import json_sha256, write_text
 from structcot.rundir import locked, write_manifest
 from structcot.signals import STOPPING, StopRequested
@@ -67,7 +68,15 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         hashes = {"config": json_sha256(config.model_dump(mode="json")), **subject.hashes}
         hashes |= {f"answers/{task.task.name}": task.answers_sha256 for task in tasks}
         write_manifest(output_dir, hashes, {"engine": config.engine})
-        return write_reports(output_dir, lines, facts_of(subject, config, tasks), others)
+        results = {**facts_of(subject, config, tasks), **summarise(lines, config.seed)}
+        results["warnings"] += [
+            f"{one.task.name}: {one.origin} has other answers than the released version; this is not the benchmark's figure"
+            for one in tasks
+            if one.is_released is False
+        ]
+        comparisons = [compare(lines, samples, output_dir.name, Path(name).name, config.seed) for name, samples in others.items()]
+        write_reports(output_dir, results, lines, comparisons, title=subject.name)
+        return {**results, "comparisons": comparisons}
 
 
 def default_output_dir(config: EvalConfig) -> str:
@@ -85,14 +94,14 @@ def wanted_of(loaded: LoadedTask, asked: TaskConfig, config: EvalConfig, style: 
             yield Wanted(task=loaded.task.name, problem=problem, sample=sample, messages=messages)
 
 
-def sampling_of(asked: TaskConfig, config: EvalConfig) -> Sampling:
+def sampling_of(task: Task, asked: TaskConfig, config: EvalConfig) -> Sampling:
     """How the tokens of a task's outputs are chosen."""
     given = config.sampling
     return Sampling(
         temperature=given.temperature if asked.temperature is None else asked.temperature,
         top_p=given.top_p if asked.top_p is None else asked.top_p,
         top_k=given.top_k,
-        max_new_tokens=given.max_new_tokens,
+        max_new_tokens=given.max_new_tokens or task.max_new_tokens,
         stop=tuple(given.stop),
     )
 
@@ -111,7 +120,7 @@ def generate(file: SampleFile, wanted: Sequence[Wanted], subject: Subject, confi
             bar = tqdm(total=len(requests), desc=asked.name, unit="output", dynamic_ncols=True, mininterval=1.0)
             num_tokens, start_seconds = 0, time.perf_counter()
             with bar:
-                for output in engine(requests, sampling_of(asked, config)) if requests else ():
+                for output in engine(requests, sampling_of(find_task(asked), asked, config)) if requests else ():
                     file.append(sample_of(missing[output.key], output))
                     num_tokens += output.completion_tokens
                     bar.set_postfix_str(f"{num_tokens / (time.perf_counter() - start_seconds):,.0f} tokens/s", refresh=False)

@@ -34,7 +34,7 @@ class Task:
     """A set of problems. `path` is a file or a hub id; of a hub data set the `files` (patterns) of `revision` are read.
 
     Only rows whose `url` holds `url_part` count. `question` and `answer` name fields where they are not found by themselves; `template`
-    beats the one of the prompt style. `num_problems` 0 and `answers_sha256` "" mean that nothing is known of them.
+    beats the one of the prompt style. `max_new_tokens` is how long its outputs may be where the config does not say. `num_problems` 0 and `answers_sha256` "" mean that nothing is known of them.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Task:
     question: str = ""
     answer: str = ""
     template: str = ""
+    max_new_tokens: int = 32768
     num_problems: int = 0
     answers_sha256: str = ""
 
@@ -111,6 +112,7 @@ TASKS = {
             name="gsm8k",
             path="openai/gsm8k",
             files=("main/test-*.parquet",),
+            max_new_tokens=4096,
             num_problems=1319,
             answers_sha256="481051cdce47143863487ebd812287638c709dd09c1d4bf6b2d4349b276ff8d5",
         ),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from html import escape
-from importlib.resources import files
 from typing import Any
 
+from structcot.page import page_asset, page_head
 from structcot.report_charts import draw_bars, number
 
 TITLES = {
@@ -20,18 +20,14 @@ TITLES = {
 
 def render_page(facts: Mapping[str, Any]) -> str:
     """Lay out the report as one page of HTML."""
-    style = files("structcot").joinpath("report.css").read_text(encoding="utf-8")
     charts = [
         _chart(f"realised-{index}", _realised_title(facts, index), "share of what could change", stage["histogram"])
         for index, stage in enumerate(facts["stages"])
     ]
     charts += [_chart(name, *TITLES[name], one) for name, one in facts["histograms"].items() if name in TITLES]
-    title = f"Perturbation report: {facts['output']}"
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="color-scheme" content="light dark"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{style}</style></head>\n<body><header><h1>{escape(str(facts['output']))}</h1></header><main>\n"
+        page_head(f"Perturbation report: {facts['output']}", page_asset("report.css"))
+        + f"<body><header><h1>{escape(str(facts['output']))}</h1></header><main>\n"
         f'<section id="summary"><h2>Summary</h2><dl class="cards">{"".join(_cards(facts))}</dl></section>\n'
         f'<section><h2>What was done</h2><div class="scroll">{_stage_table(facts)}</div></section>\n'
         f'<section><h2>Records</h2><div class="charts">{"".join(charts)}</div></section>\n'
