@@ -1,1 +1,1 @@
-"""Generated programs run apart: no network, no files but a scratch directory, and limits on time, memory, processes and output."""
+"""Generated programs run apart: no network, no files but the interpreter's to read, no other process, and limits on all that they use."""
