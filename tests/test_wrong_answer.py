@@ -13,8 +13,10 @@ import pytest
 
 from structcot.cli import run_command
 from structcot.errors import ConfigError, DataError
+from structcot.grading.case import Case
+from structcot.grading.graders import GRADERS
 from structcot.perturb.command import perturb
-from structcot.perturb.judge import exact, judge, math_verify
+from structcot.perturb.judge import judge
 from structcot.perturb.spec import make_spec
 from structcot.traces import read_lines, read_trace
 
@@ -307,13 +309,14 @@ def test_a_selection_of_none_is_an_error(tmp_path: Path) -> None:
 )
 def test_graders_compare_as_text_and_as_mathematics(gold: str, found: str, same_text: bool, same_value: bool) -> None:
     pytest.importorskip("math_verify", reason="math-verify is not installed: pip install structcot[eval]")
-    assert exact(gold, found) is same_text
-    assert math_verify(gold, found) is same_value
+    case = Case(gold=gold, pred=found)
+    assert GRADERS["exact"](case).correct is same_text
+    assert GRADERS["math"](case).correct is same_value
 
 
 def test_a_full_stop_behind_an_answer_is_no_part_of_its_text() -> None:
-    assert exact("12", "12.")
-    assert not exact("12", "1.2")
+    assert GRADERS["exact"](Case(gold="12", pred="12.")).correct
+    assert not GRADERS["exact"](Case(gold="12", pred="1.2")).correct
 
 
 @pytest.mark.parametrize(
@@ -325,6 +328,7 @@ def test_a_full_stop_behind_an_answer_is_no_part_of_its_text() -> None:
         ("one", {"correct": True}, "right"),
         ("exact", {"correct": True}, "wrong"),
         ("math-verify", {"correct": False}, "right"),
+        ("math", {"correct": False}, "right"),
         ("mine", {"mine": True}, "right"),
         ("mine+exact", {"mine": False}, "wrong"),
         ("mine", {}, "unjudged"),

@@ -1,18 +1,20 @@
 """Which answers are wrong: two graders must say so, and a record on which they disagree is neither right nor wrong.
 
-A grader is a field of the record that holds a judgement made elsewhere, or one of two built in: `exact` compares the answers as text after
-stripping what only typesets, `math-verify` compares them as mathematics. Each errs in its own way: the first calls right ones wrong.
+A grader is a field of the record that holds a judgement made elsewhere, or one of those of `structcot.grading`: `exact` compares the
+answers as text after stripping what only typesets, `math` (or `math-verify`, its older name) compares them as mathematics. Each errs in its
+own way: the first calls right ones wrong.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from structcot.answers import answer_of
-from structcot.errors import ConfigError
+from structcot.grading.case import Case, Grade
+from structcot.grading.graders import GRADERS
+from structcot.grading.isolated import GraderPool
 from structcot.perturb.spec import Spec
 from structcot.tags import read_answer
 from structcot.traces import Trace
@@ -20,9 +22,8 @@ from structcot.traces import Trace
 JUDGEMENT_FIELDS = ("correct", "score", "is_correct", "correctness")
 PROBLEM_FIELDS = ("problem", "question", "prompt", "input")
 GOLD_FIELDS = ("gold", "gt_answer", "answer", "target")
-_TYPESETTING = re.compile(r"\\(?:left|right|displaystyle|,|;|!| )|\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}|[\s$]|(?<=\d),(?=\d{3})|\.$")
-
-Grader = Callable[[str, str], bool]
+# The names of built-in graders as `graders=A+B` may give them.
+BUILT_IN = {"exact": "exact", "math": "math", "math-verify": "math"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,10 @@ def judge(trace: Trace, spec: Spec) -> Judgement:
         return Judgement(problem=problem, verdict="unjudged", reason="too few graders: no reference answer; name its field with gold=FIELD")
     if not found and spec.select == "pair":
         return Judgement(problem=problem, verdict="unjudged", reason="no final answer in the text")
-    said = {_says(name, trace, gold, found) for name in names}
+    grades = [_grade(name, trace, gold, found) for name in names]
+    if failed := [grade.reason for grade in grades if grade.verdict in ("timeout", "error")]:
+        return Judgement(problem=problem, verdict="unjudged", reason=f"a grader failed: {failed[0]}")
+    said = {grade.correct for grade in grades}
     verdict = "disputed" if len(said) > 1 else "right" if said == {True} else "wrong"
     return Judgement(problem=problem, verdict=verdict)
 
@@ -67,41 +71,29 @@ def problem_of(trace: Trace, spec: Spec) -> str:
     return _first_text(trace.record, PROBLEM_FIELDS)
 
 
-def exact(gold: str, found: str) -> bool:
-    """Whether two answers are the same text once what only typesets is gone."""
-    return _bare(gold) == _bare(found)
-
-
-def math_verify(gold: str, found: str) -> bool:
-    """Whether two answers are the same as mathematics, by the package math-verify.
-
-    Raises:
-        ConfigError: if it is not installed.
-    """
-    try:
-        from math_verify import parse, verify
-    except ImportError as error:
-        raise ConfigError("graders: math-verify is not installed; pip install structcot[eval], or name other graders") from error
-    return bool(verify(parse(f"${gold}$"), parse(f"$\\boxed{{{found}}}$")))
-
-
-GRADERS: dict[str, Grader] = {"exact": exact, "math-verify": math_verify}
-
-
 def _graders(trace: Trace, spec: Spec, gold: str) -> list[str]:
     """The graders that can judge this record: its own judgement and one built in, or both of those."""
     if spec.graders not in ("one", "two"):
         names = spec.graders.split("+")
-        return [name for name in names if isinstance(trace.record.get(name), bool) or (name in GRADERS and gold)]
+        return [name for name in names if isinstance(trace.record.get(name), bool) or (name in BUILT_IN and gold)]
     own = [name for name in JUDGEMENT_FIELDS if isinstance(trace.record.get(name), bool)][:1]
-    built_in = ["math-verify", "exact"] if gold else []
+    built_in = ["math", "exact"] if gold else []
     names = [*own, *built_in] if spec.graders == "two" else [*own, *built_in[::-1]]
     return names[: 2 if spec.graders == "two" else 1]
 
 
-def _says(name: str, trace: Trace, gold: str, found: str) -> bool:
+def _grade(name: str, trace: Trace, gold: str, found: str) -> Grade:
     own = trace.record.get(name)
-    return own if isinstance(own, bool) else bool(found) and GRADERS[name](gold, found.rstrip(" ."))
+    if isinstance(own, bool):
+        return Grade(extracted=found, verdict="correct" if own else "wrong", reason="as the record says")
+    case = Case(gold=gold, pred=found.rstrip(" ."))
+    return next(_pool().map([case])) if BUILT_IN[name] == "math" else GRADERS[BUILT_IN[name]](case)
+
+
+@cache
+def _pool() -> GraderPool:
+    """A process that compares as mathematics, which can take for ever; it ends with this one."""
+    return GraderPool(GRADERS["math"])
 
 
 def _gold_of(trace: Trace, spec: Spec) -> str:
@@ -126,7 +118,3 @@ def _text_at(record: Any, dotted: str) -> str:
         value = value.get(name) if isinstance(value, dict) else None
     is_text = isinstance(value, str | int | float) and not isinstance(value, bool)
     return " ".join(str(value).split()) if is_text else ""
-
-
-def _bare(answer: str) -> str:
-    return _TYPESETTING.sub(lambda match: match[1] or "", answer.replace("dfrac", "frac").replace("tfrac", "frac")).casefold()
