@@ -1,4 +1,4 @@
-"""A client of any server that answers `/chat/completions` as the OpenAI API does: vLLM, llama.cpp, Ollama, or a hosted one.
+"""A client of any server that answers `/chat/completions` and `/completions` as the OpenAI API does: vLLM, llama.cpp, or a hosted one.
 
 A completion is returned only when the server gave one whole: what fails, is cut short or malformed is asked for again where that may help,
 and raised as an error where it does not. The key is read from an environment variable for each request and is kept nowhere; where a server
@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse, IncompleteRead
-from itertools import count
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -34,9 +33,11 @@ LONGEST_RETRY_AFTER_SECONDS = 600.0
 RETRIED_STATUSES = frozenset({408, 409, 429, *range(500, 600)})
 _LONGEST_REASON = 500
 _LONGEST_REFUSAL_BYTES = 65536
-_CHAT = "/chat/completions"
+_CHAT, _PLAIN = "/chat/completions", "/completions"
 # A password would end up in messages, and a query would stand before the path that is appended.
 _URL = re.compile(r"https?://[!-~]+", re.IGNORECASE)
+
+Question = str | Sequence[Mapping[str, str]]
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +46,22 @@ log = logging.getLogger(__name__)
 class Completion:
     """What a model wrote. `finish_reason` is "length" where it ran into `max_tokens`, "" where the server does not say.
 
-    The counts are of tokens, None where the server does not count.
+    The counts are of tokens, None where the server does not count. `thought` is what some servers cut off from the text in front of it.
     """
 
     text: str
     finish_reason: str
     prompt_tokens: int | None
     completion_tokens: int | None
+    thought: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Failure:
-    """Why there is no completion, whether asking again can help, and how many seconds the server asks to wait first."""
+class Failure:
+    """Why there is no completion, the HTTP status or 0, whether asking again can help, and how many seconds the server asks to wait."""
 
     reason: str
+    status: int = 0
     is_final: bool = False
     retry_after: float = 0.0
 
@@ -112,32 +115,45 @@ class Server:
             ServerError: if the server refuses the request, or gives no whole answer to any of the retries.
             ConfigError: if the key holds signs that a header cannot carry.
         """
-        body = self._body(messages)
-        # The body differs between requests, so that threads that failed together do not come back together.
-        jitter = random.Random(None if self.seed is None else body)
-        for tries in count(1):
-            answer = self._ask(body)
-            if isinstance(answer, Completion):
-                return answer
-            backoff = min(LONGEST_BACKOFF_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** min(tries - 1, 16))
-            wait = max(answer.retry_after, backoff * jitter.uniform(0.5, 1.0))
-            advice = self._advice(answer, tries)
-            if advice:
-                raise ServerError(f"{self._place}: {answer.reason}; asked {tries} time{'s' * (tries > 1)}; {advice}")
-            log.warning("%s: %s; asking again in %.1f s", self._place, answer.reason, wait)
-            self.sleep(wait)
-        raise ServerError(f"{self._place}: was never asked")
+        # The text differs between requests, so that threads that failed together do not come back together.
+        jitter = random.Random(None if self.seed is None else self._body(messages))
+        tries = 1
+        while isinstance(answer := self.ask(messages), Failure):
+            self.sleep(self.wait_after(answer, tries, jitter))
+            tries += 1
+        return answer
 
-    @property
-    def _place(self) -> str:
-        return self.url.rstrip("/").removesuffix(_CHAT) + _CHAT
+    def ask(self, question: Question) -> Completion | Failure:
+        """Ask once: for an answer to messages, or for what follows a text as it is.
 
-    def _body(self, messages: Sequence[Mapping[str, str]]) -> bytes:
+        Raises:
+            ConfigError: if the key holds signs that a header cannot carry.
+        """
+        place = self.url.rstrip("/").removesuffix(_CHAT) + (_PLAIN if isinstance(question, str) else _CHAT)
+        answer = self._post(place, self._body(question))
+        return replace(answer, reason=f"{place}: {answer.reason}") if isinstance(answer, Failure) else answer
+
+    def wait_after(self, failure: Failure, tries: int, jitter: random.Random) -> float:
+        """Choose the seconds to wait before asking again, after the failure of request number `tries`.
+
+        Raises:
+            ServerError: if asking again cannot help, or was tried often enough.
+        """
+        advice = self._advice(failure, tries)
+        if advice:
+            raise ServerError(f"{failure.reason}; asked {tries} time{'s' * (tries > 1)}; {advice}")
+        backoff = min(LONGEST_BACKOFF_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** min(tries - 1, 16))
+        wait = max(failure.retry_after, backoff * jitter.uniform(0.5, 1.0))
+        log.warning("%s; asking again in %.1f s", failure.reason, wait)
+        return wait
+
+    def _body(self, question: Question) -> bytes:
         given = {"temperature": self.temperature, "max_tokens": self.max_tokens, "seed": self.seed}
         fields = {name: value for name, value in given.items() if value is not None}
-        return json.dumps({**self.extra, "model": self.model, "messages": [dict(turn) for turn in messages], **fields}).encode()
+        asked = {"prompt": question} if isinstance(question, str) else {"messages": [dict(turn) for turn in question]}
+        return json.dumps({**self.extra, "model": self.model, **asked, **fields}).encode()
 
-    def _advice(self, failure: _Failure, tries: int) -> str:
+    def _advice(self, failure: Failure, tries: int) -> str:
         """What the user may do about a failure that is not tried again, "" for one that is."""
         if failure.is_final:
             return f"mend the url, the model's name, the request, or the key in {self.key_variable or 'an environment variable'}"
@@ -145,7 +161,7 @@ class Server:
             return f"the server asks to wait {failure.retry_after:.0f} seconds; come back then"
         return "see whether the server runs, or raise max_retries or timeout_seconds" if tries > self.max_retries else ""
 
-    def _ask(self, body: bytes) -> Completion | _Failure:
+    def _post(self, place: str, body: bytes) -> Completion | Failure:
         """Send one request. The key lives in this call alone, and failures are values, so that no traceback holds it."""
         key = os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
         if not re.fullmatch(r"[ -~]*", key):
@@ -154,10 +170,10 @@ class Server:
         headers = {"Content-Type": "application/json", "User-Agent": f"structcot/{__version__}"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        answer = _send(Request(self._place, data=body, headers=headers, method="POST"), self.timeout_seconds)
+        answer = _send(Request(place, data=body, headers=headers, method="POST"), self.timeout_seconds)
         if isinstance(answer, bytes):
             answer = _read_completion(answer)
-        if isinstance(answer, _Failure):
+        if isinstance(answer, Failure):
             reason = answer.reason.replace(key, "***") if key else answer.reason
             return replace(answer, reason=_shown(reason))
         return answer
@@ -182,7 +198,7 @@ def _check_url(url: str) -> None:
         raise ConfigError(f"server: {url!r} is no url of a server; {wanted}")
 
 
-def _send(request: Request, timeout_seconds: float) -> bytes | _Failure:
+def _send(request: Request, timeout_seconds: float) -> bytes | Failure:
     """Send a request and read the whole answer."""
     try:
         with build_opener(_NoRedirect).open(request, timeout=timeout_seconds) as response:
@@ -193,10 +209,10 @@ def _send(request: Request, timeout_seconds: float) -> bytes | _Failure:
     except (OSError, HTTPException) as error:
         cause = error.reason if isinstance(error, URLError) else error
         if isinstance(cause, TimeoutError):
-            return _Failure(reason=f"no whole answer within {timeout_seconds:g} seconds")
+            return Failure(reason=f"no whole answer within {timeout_seconds:g} seconds")
         if isinstance(cause, IncompleteRead):
-            return _Failure(reason="the answer is cut short")
-        return _Failure(reason=f"no answer: {cause}")
+            return Failure(reason="the answer is cut short")
+        return Failure(reason=f"no answer: {cause}")
 
 
 def _read_body(response: HTTPResponse, deadline: float) -> bytes:
@@ -215,14 +231,15 @@ def _read_body(response: HTTPResponse, deadline: float) -> bytes:
     return bytes(body)
 
 
-def _refusal(error: HTTPError) -> _Failure:
+def _refusal(error: HTTPError) -> Failure:
     """Read a status that is no success, with the server's own words."""
     body = b""
     with suppress(OSError, HTTPException):
         body = error.read(_LONGEST_REFUSAL_BYTES)
     words = _own_words(body)
-    return _Failure(
+    return Failure(
         reason=f"status {error.code} {error.reason}{': ' if words else ''}{words}",
+        status=error.code,
         is_final=error.code not in RETRIED_STATUSES,
         retry_after=_seconds(error.headers.get("Retry-After", "")),
     )
@@ -253,32 +270,41 @@ def _seconds(retry_after: str) -> float:
     return max(0.0, (aware - datetime.now(UTC)).total_seconds())
 
 
-def _read_completion(body: bytes) -> Completion | _Failure:
+def _read_completion(body: bytes) -> Completion | Failure:
     """Find the text in an answer. Some servers send errors with status 200, beside or in place of the choices."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
-        return _Failure(reason=f"the answer is not JSON: {body[:_LONGEST_REFUSAL_BYTES].decode('utf-8', errors='replace')}")
+        return Failure(reason=f"the answer is not JSON: {body[:_LONGEST_REFUSAL_BYTES].decode('utf-8', errors='replace')}")
     if not isinstance(answer, dict):
-        return _Failure(reason="the answer is no JSON object")
+        return Failure(reason="the answer is no JSON object")
     choices = answer.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     message, finish_reason, usage = choice.get("message"), choice.get("finish_reason"), answer.get("usage")
-    text = message.get("content") if isinstance(message, dict) else None
-    if answer.get("error") or choice.get("error") or finish_reason == "error":
+    text = message.get("content") if isinstance(message, dict) else choice.get("text")
+    thought = _thought(message) if isinstance(message, dict) else ""
+    text = "" if text is None and thought else text  # cut in the thought
+    if answer.get("error") or choice.get("error") or finish_reason in ("error", "abort"):
         words = answer.get("error") or choice.get("error") or text
-        return _Failure(reason=f"the answer is an error: {_own_words(json.dumps(words).encode())}")
+        return Failure(reason=f"the answer is an error: {_own_words(json.dumps(words).encode())}")
     if not choice:
-        return _Failure(reason="the answer has no choices")
+        return Failure(reason="the answer has no choices")
     if not isinstance(text, str):
-        return _Failure(reason=f"the answer has no text: message.content is {json.dumps(text)}, finish_reason {json.dumps(finish_reason)}")
+        return Failure(reason=f"the answer has no text: the content is {json.dumps(text)}, finish_reason {json.dumps(finish_reason)}")
     counts = usage if isinstance(usage, dict) else {}
     return Completion(
         text=text,
         finish_reason=finish_reason if isinstance(finish_reason, str) else "",
         prompt_tokens=_count(counts.get("prompt_tokens")),
         completion_tokens=_count(counts.get("completion_tokens")),
+        thought=thought,
     )
+
+
+def _thought(message: dict[str, Any]) -> str:
+    """What vLLM, DeepSeek and others put beside the content when they take the thought out of it."""
+    values = [message.get(name) for name in ("reasoning_content", "reasoning")]
+    return next((value for value in values if isinstance(value, str) and value), "")
 
 
 def _count(value: Any) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from structcot.errors import ConfigError, ServerError
-from structcot.server import Completion, Server
+from structcot.server import Completion, Failure, Server
 from tests.faulty_server import (
     WORDS_OF_AN_ERROR,
     Behaviour,
@@ -93,6 +93,7 @@ def passing_failures() -> dict[str, Behaviour]:
         "an error with status 200": sends(json.dumps({"error": {"message": WORDS_OF_AN_ERROR}}).encode()),
         "an error beside choices": says(WORDS_OF_AN_ERROR, error={"message": "overloaded"}),
         "finished by an error": says(WORDS_OF_AN_ERROR, "error"),
+        "aborted": says(WORDS_OF_AN_ERROR, "abort"),
     }
 
 
@@ -275,6 +276,36 @@ def test_a_server_that_does_not_count_gives_a_completion_without_counts(usage: A
     with FaultyServer(says("fine", None, usage=usage)) as server:
         expected = Completion(text="fine", finish_reason="", prompt_tokens=None, completion_tokens=None)
         assert client(server).complete(HELLO) == expected
+
+
+def test_a_plain_text_is_continued_by_the_other_endpoint() -> None:
+    body = {"choices": [{"text": " there", "finish_reason": "stop"}], "usage": {"prompt_tokens": 7, "completion_tokens": 5}}
+    with FaultyServer(sends(json.dumps(body).encode())) as server:
+        answer = client(server, url=f"{server.url}/chat/completions", seed=None).ask("Hello")
+    assert answer == Completion(text=" there", finish_reason="stop", prompt_tokens=7, completion_tokens=5)
+    assert server.paths == ["/v1/completions"]
+    assert server.requests == [{"model": "a-model", "prompt": "Hello", "temperature": 0.0}]
+
+
+def test_asking_once_gives_a_failure_with_its_status_as_a_value() -> None:
+    with FaultyServer(refuses(429, "slowly", Retry_After="7"), refuses(400), hangs_up) as server:
+        limited, refused, gone = (client(server).ask(HELLO) for _ in range(3))
+    assert isinstance(limited, Failure)
+    assert (limited.status, limited.is_final, limited.retry_after) == (429, False, 7.0)
+    assert limited.reason == f"{server.url}/chat/completions: status 429 Too Many Requests: slowly"
+    assert isinstance(refused, Failure)
+    assert (refused.status, refused.is_final) == (400, True)
+    assert isinstance(gone, Failure)
+    assert (gone.status, gone.is_final) == (0, False)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_a_thought_that_the_server_cut_off_is_kept_apart(name: str) -> None:
+    body = completion(None, "length")
+    body["choices"][0]["message"][name] = "So"
+    with FaultyServer(sends(json.dumps(body).encode())) as server:
+        answer = client(server).complete(HELLO)
+    assert (answer.text, answer.thought, answer.finish_reason) == ("", "So", "length")
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "错误\U0001f914\u2028", "lone \ud83d", "x" * 300_000])
