@@ -93,8 +93,7 @@ def generate_side(model: Any, prompts: list[list[int]], new_tokens: int) -> Call
         for prompt in prompts:
             ids = torch.tensor([prompt], device=model.device)
             limits = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
-            with torch.inference_mode():
-                out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **limits)
+            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **limits)
             count += out.shape[1] - len(prompt)
         return count
 

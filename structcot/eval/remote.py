@@ -40,14 +40,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """What the threads of one call share, under one lock: what is to do, who asks, and until when nobody may.
+    """What the threads of one call share, under one lock: what is to do, who may still have an answer, and until when nobody may ask.
 
-    `asking` counts the requests that may still be answered; `pause_ends` is in seconds of the monotonic clock; `pauses` counts pauses
-    without an answer between them.
+    `hopeful` counts the threads that neither have ended nor wait in doubt about a refusal; `pause_ends` is in seconds of the monotonic
+    clock; `pauses` counts pauses without an answer between them.
     """
 
     todo: deque[Request]
-    asking: int = 0
+    hopeful: int
     answered: bool = False
     stopped: bool = False
     pause_ends: float = 0.0
@@ -98,8 +98,8 @@ def _fields(sampling: Sampling) -> dict[str, Any]:
 
 def _outputs(server: Server, requests: Sequence[Request], sampling: Sampling, concurrency: int) -> Iterator[Output]:
     """Yield outputs as they are finished. Daemon threads ask, so that Ctrl-C need not wait for answers."""
-    run = _Run(todo=deque(requests))
     num_threads = min(concurrency, len(requests))
+    run = _Run(todo=deque(requests), hopeful=num_threads)
     for _ in range(num_threads):
         threading.Thread(target=_work, args=(run, server, sampling), daemon=True).start()
     failure: StructcotError | None = None
@@ -140,19 +140,16 @@ def _work(run: _Run, server: Server, sampling: Sampling) -> None:
                 result = type(error)(f"{request.key}: {error}")
             if result:
                 run.results.put(result)
-            with run.changed:
-                run.asking -= 1
-                run.changed.notify_all()
     finally:
+        with run.changed:
+            run.hopeful -= 1
+            run.changed.notify_all()
         run.results.put(None)
 
 
 def _next(run: _Run) -> Request | None:
     with run.changed:
-        if run.stopped or not run.todo:
-            return None
-        run.asking += 1
-        return run.todo.popleft()
+        return None if run.stopped or not run.todo else run.todo.popleft()
 
 
 def _stop(run: _Run) -> None:
@@ -238,10 +235,10 @@ def _is_its_own(run: _Run, refusal: Failure) -> bool:
     if refusal.status == TOO_LARGE or _OF_CONTENT.search(refusal.reason):
         return True
     with run.changed:
-        run.asking -= 1
+        run.hopeful -= 1
         run.changed.notify_all()
-        run.changed.wait_for(lambda: run.answered or run.stopped or not run.asking)
-        run.asking += 1
+        run.changed.wait_for(lambda: run.answered or run.stopped or not run.hopeful)
+        run.hopeful += 1
         return run.answered
 
 

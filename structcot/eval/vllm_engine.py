@@ -167,7 +167,8 @@ def _outputs(opened: _Opened, requests: Sequence[Request], sampling: Sampling) -
                     continue
                 number = str(next(opened.numbers))
                 params = opened.params(**_options(opened, request, sampling, opened.max_model_len - len(tokens_T)))
-                opened.engine.add_request(number, {"prompt_token_ids": tokens_T}, params, lora_request=opened.adapter)
+                prompt = {"type": "token", "prompt_token_ids": tokens_T}
+                opened.engine.add_request(number, prompt, params, lora_request=opened.adapter)
                 running[number] = (request, time.perf_counter())
             if not running:
                 return
