@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,11 @@ from structcot.tags import THOUGHT_TAGS
 FIELDS = ("response", "output", "completion", "solution")
 # What `structcot segment` adds: it describes the thought as it was, and of a changed one it would be false.
 DERIVED_FIELDS = ("steps", "metrics")
+# What data sets call the problem, its reference answer, and a judgement of the answer made elsewhere.
+PROBLEM_FIELDS = ("problem", "question", "question_content", "prompt", "instruction", "input", "query")
+GOLD_FIELDS = ("gold", "gt_answer", "answer", "final_answer", "target")
+JUDGEMENT_FIELDS = ("correct", "is_correct", "score", "correctness")
+_TURNS = (("messages", "role", "content"), ("conversations", "from", "value"), ("prompt", "role", "content"))
 SHOWN_FIELDS = 12
 Place = tuple[str | int, ...]
 
@@ -95,6 +100,22 @@ def read_trace(source: str, line: bytes, field: str = "") -> Trace:
     if not text:
         raise UnusableTrace("the answer is empty")
     return Trace(source=source, record=record, place=place, text=text)
+
+
+def question_of(record: Mapping[str, Any]) -> str:
+    """The last turn of the user, or the first field that is called like a problem, in the record or in an object `problem`; else ""."""
+    for turns, role, content in _TURNS:
+        listed = record.get(turns)
+        for turn in reversed(listed) if isinstance(listed, list) else ():
+            if isinstance(turn, dict) and turn.get(role) in ("user", "human") and isinstance(turn.get(content), str):
+                return turn[content]
+    inside = record.get("problem")
+    for holder in (inside, record) if isinstance(inside, dict) else (record,):
+        for name in PROBLEM_FIELDS:
+            value = holder.get(name)
+            if isinstance(value, str) and value.strip():
+                return value
+    return ""
 
 
 def line_of(record: dict[str, Any] | None, line: bytes) -> bytes:

@@ -14,12 +14,9 @@ from typing import Any
 from structcot.structure.markers import STEP_TYPES
 from structcot.structure.segmenters import Step, by_marker
 from structcot.tags import Answer, read_answer
-from structcot.traces import Trace
+from structcot.traces import JUDGEMENT_FIELDS, Trace, question_of
 
 ROW_FIELDS = ("source", "name", "question", "text", "bounds", "is_closed", "defect", "is_correct", "steps", "note", "side")
-CORRECT_FIELDS = ("is_correct", "correct", "score")
-QUESTION_FIELDS = ("question", "problem", "prompt", "instruction", "input", "query")
-TURNS = (("messages", "role", "content", "user"), ("conversations", "from", "value", "human"), ("prompt", "role", "content", "user"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +92,11 @@ def page_row(shown: Shown, types: TypeNames, side: int = 0) -> list[Any]:
     steps = []
     for number, step in enumerate(shown.steps):
         steps += [gaps[2 * number], gaps[2 * number + 1], types.number(step.type)]
-    correct = next((record[name] for name in CORRECT_FIELDS if isinstance(record.get(name), bool)), None)
+    correct = next((record[name] for name in JUDGEMENT_FIELDS if isinstance(record.get(name), bool)), None)
     return [
         shown.trace.source,
         _name(record),
-        _question(record, shown.trace.place[0]),
+        question_of(record),
         answer.text,
         units[:4],
         int(answer.is_closed),
@@ -125,18 +122,3 @@ def _name(record: Mapping[str, Any]) -> str:
         if isinstance(record.get(name), str | int):
             return str(record[name])
     return " ".join(str(record[name]) for name in ("model", "dataset", "idx") if isinstance(record.get(name), str | int))
-
-
-def _question(record: Mapping[str, Any], answer: str | int) -> str:
-    """The last turn of the user, or the first text field beside the answer that is called like a question; "" where there is none."""
-    for turns, role, content, user in TURNS:
-        listed = record.get(turns)
-        for turn in reversed(listed) if isinstance(listed, list) else ():
-            if isinstance(turn, dict) and turn.get(role) == user and isinstance(turn.get(content), str):
-                return turn[content]
-    for name in QUESTION_FIELDS:
-        value = record.get(name)
-        value = value.get(name) if isinstance(value, dict) else value
-        if isinstance(value, str) and value.strip() and name != answer:
-            return value
-    return ""

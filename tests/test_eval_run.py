@@ -254,3 +254,35 @@ def test_one_process_at_a_time_writes(tasks: str, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="is in use by another run"):
             run(tasks, server, tmp_path / "out")
         assert finish(process).status == 0
+
+
+HOSTILE = {
+    "nothing": ("", "no_answer"),
+    "no box": ("I do not know.", "no_answer"),
+    "two boxes": ("\\boxed{4}, no: \\boxed{5}", "wrong"),
+    "two boxes, the last right": ("\\boxed{5}, no: \\boxed{4}", "correct"),
+    "a megabyte": ("Hmm, " * 200_000 + "\\boxed{4}", "correct"),
+    "a megabyte in the box": ("\\boxed{" + "4+" * 500_000 + "4}", "wrong"),
+    "a box that never closes": ("\\boxed{4", "no_answer"),
+    "deep nesting": ("\\boxed{" + "\\frac{1}{" * 10_000 + "4" + "}" * 10_000 + "}", "wrong"),
+    "a tower": ("\\boxed{9^{9^{9^{9^{9}}}}}", "wrong"),
+    "a huge exponent": ("\\boxed{10^{10000000000}}", "wrong"),
+    "a factorial of a factorial": ("\\boxed{100000!!}", "wrong"),
+    "not a number": ("\\boxed{NaN}", "wrong"),
+    "infinity": ("\\boxed{\\infty}", "wrong"),
+    "null bytes": ("\\boxed{\0\0}", "wrong"),
+    "half a surrogate": ("\\boxed{\ud800}", "wrong"),
+    "an unfinished thought": ("<think> maybe \\boxed", "no_answer"),
+}
+
+
+def test_whatever_a_model_writes_gets_a_verdict_with_a_reason(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "hostile.jsonl", [{"id": name, "problem": f"{name}: 2 + 2?", "answer": "4"} for name in HOSTILE])
+    answers = [says(text) for text, _ in HOSTILE.values()]
+    with FaultyServer(*answers) as server:
+        results = run(str(path), server, tmp_path / "out", "server.concurrency=1", "grading.limit_seconds=5.0", "grading.jobs=2")
+    lines = {line["problem_id"]: line for line in read_jsonl(tmp_path / "out" / "samples.jsonl")}
+    assert {name: line["verdict"] for name, line in lines.items()} == {name: verdict for name, (_, verdict) in HOSTILE.items()}
+    assert all(line["reason"] and "\n" not in line["reason"] and len(line["reason"]) < 1000 for line in lines.values())
+    assert results["tasks"]["hostile"]["verdicts"]["error"] == 0
+    assert (tmp_path / "out" / "report.html").stat().st_size < 3_000_000

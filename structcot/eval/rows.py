@@ -10,13 +10,15 @@ import pickle
 import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from structcot.answers import box_spans
 from structcot.eval.problem import Problem, Test
+from structcot.traces import GOLD_FIELDS, PROBLEM_FIELDS
 
-QUESTION_FIELDS = ("problem", "question", "question_content", "prompt", "input")
-GOLD_FIELDS = ("gold", "answer", "final_answer", "gt_answer", "target", "solution")
+# A worked solution that ends in a box stands in for an answer.
+ANSWER_FIELDS = (*GOLD_FIELDS, "solution")
 GROUP_FIELDS = ("difficulty", "level", "subfield", "subject")
 ID_FIELDS = ("unique_id", "question_id", "id", "idx")
 # GSM8K writes its answers after this sign, below the reasoning that leads there.
@@ -37,25 +39,23 @@ def read_problem(row: Any, number: int, question_field: str = "", answer_field: 
     """
     if not isinstance(row, Mapping):
         raise BadRow("is no JSON object")
-    question = _text(row, (question_field,) if question_field else QUESTION_FIELDS)
+    question = _text(row, (question_field,) if question_field else PROBLEM_FIELDS)
     if not question.strip():
         raise BadRow(f"has no question: found {', '.join(map(str, row))}; name its field with question=")
     context = row.get("context")
     found = next((row[name] for name in ID_FIELDS if isinstance(row.get(name), str | int)), number)
-    common = {
-        "id": str(found),
-        "question": f"{context}\n{question}" if isinstance(context, str) and context else question,
-        "group": _group(row),
-    }
+    problem = Problem(
+        id=str(found), question=f"{context}\n{question}" if isinstance(context, str) and context else question, group=_group(row)
+    )
     tests = _tests(row)
     if tests:
         starter_code = row.get("starter_code") or ""
-        return Problem(**common, tests=tests, starter_code=starter_code, entry_point=_entry_point(row, starter_code))
-    gold = _gold(row, (answer_field,) if answer_field else GOLD_FIELDS)
+        return replace(problem, tests=tests, starter_code=starter_code, entry_point=_entry_point(row, starter_code))
+    gold = _gold(row, (answer_field,) if answer_field else ANSWER_FIELDS)
     if not gold:
         raise BadRow(f"has neither an answer nor tests: found {', '.join(map(str, row))}; name the field of the answer with answer=")
-    return Problem(
-        **common,
+    return replace(
+        problem,
         gold=gold,
         tolerance=_tolerance(row),
         unit=str(row.get("unit") or ""),

@@ -17,11 +17,8 @@ from structcot.grading.graders import GRADERS
 from structcot.grading.isolated import GraderPool
 from structcot.perturb.spec import Spec
 from structcot.tags import read_answer
-from structcot.traces import Trace
+from structcot.traces import GOLD_FIELDS, JUDGEMENT_FIELDS, Trace, question_of
 
-JUDGEMENT_FIELDS = ("correct", "score", "is_correct", "correctness")
-PROBLEM_FIELDS = ("problem", "question", "prompt", "input")
-GOLD_FIELDS = ("gold", "gt_answer", "answer", "target")
 # The names of built-in graders as `graders=A+B` may give them.
 BUILT_IN = {"exact": "exact", "math": "math", "math-verify": "math"}
 
@@ -63,12 +60,7 @@ def problem_of(trace: Trace, spec: Spec) -> str:
     """The text of the problem: the last user turn, or the first field that holds it; "" where none does."""
     if spec.problem:
         return _text_at(trace.record, spec.problem)
-    for turns, role, content in (("messages", "role", "content"), ("conversations", "from", "value"), ("prompt", "role", "content")):
-        listed = trace.record.get(turns)
-        if isinstance(listed, list):
-            users = [turn.get(content) for turn in listed if isinstance(turn, dict) and turn.get(role) in ("user", "human")]
-            return " ".join(users[-1].split()) if users and isinstance(users[-1], str) else ""
-    return _first_text(trace.record, PROBLEM_FIELDS)
+    return " ".join(question_of(trace.record).split())
 
 
 def _graders(trace: Trace, spec: Spec, gold: str) -> list[str]:
