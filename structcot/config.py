@@ -155,11 +155,19 @@ class CheckpointConfig(Section):
 
 
 class LogConfig(Section):
-    """`[log]`: where metrics go beside metrics.jsonl, every how many steps a line is shown, and when held-out loss is measured."""
+    """`[log]`: where metrics go beside metrics.jsonl, every how many steps a line is shown, and when and how the model is evaluated.
+
+    Every `eval_steps` steps, and after the last, held-out loss is measured, and the first `eval_limit` problems of each of `eval_tasks`
+    (names of benchmarks, or paths) are asked in the words of `eval_prompt` and answered with up to `eval_max_new_tokens` tokens.
+    """
 
     report_to: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
     logging_steps: int = Field(default=1, ge=1)
     eval_steps: int = Field(default=0, ge=0)
+    eval_tasks: list[str] = []
+    eval_limit: int = Field(default=16, ge=1)
+    eval_max_new_tokens: int = Field(default=512, ge=1)
+    eval_prompt: Literal["boxed", "sky-t1", "qwen25-math-cot"] = "boxed"
 
 
 class Config(Section):

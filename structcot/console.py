@@ -8,7 +8,7 @@ import time
 
 from tqdm import tqdm
 
-from structcot.metrics import StepReport
+from structcot.metrics import Metrics, StepReport, by_task
 
 
 def say(text: str) -> None:
@@ -28,16 +28,23 @@ class Progress:
     def show(self, report: StepReport) -> None:
         """Show a finished step."""
         self._bar.update(1)
+        self.show_evaluation(report.step, report.evaluated)
         if report.step % self.logging_steps and report.step != self.num_steps:
             return
         tokens_per_second = report.step_tokens / report.step_seconds
-        evaluated = "" if report.eval_loss is None else f"  held-out loss {report.eval_loss:.4f}"
+        loss = report.evaluated.get("eval/loss")
+        evaluated = "" if loss is None else f"  held-out loss {loss:.4f}"
         self._bar.set_postfix_str(f"loss {report.loss:.4f}  {tokens_per_second:,.0f} tokens/s{evaluated}")
         if self._bar.disable:
             say(
                 f"step {report.step}/{self.num_steps}  loss {report.loss:.4f}  grad norm {report.grad_norm:.3f}"
                 f"  {tokens_per_second:,.0f} tokens/s  {self._time_left(report.step)} left{evaluated}"
             )
+
+    def show_evaluation(self, step: int, evaluated: Metrics) -> None:
+        """Show what the live evaluation after `step` has found, a line a task."""
+        for task, found in by_task(evaluated).items():
+            self._bar.write(live_line(step, task, found), file=sys.stderr)
 
     def close(self) -> None:
         """Leave the terminal clean."""
@@ -47,3 +54,12 @@ class Progress:
         elapsed_seconds = time.perf_counter() - self._start_seconds
         seconds = elapsed_seconds / max(1, step - self.first_step) * (self.num_steps - step)
         return f"{int(seconds // 3600)}:{int(seconds // 60) % 60:02d}:{int(seconds) % 60:02d}"
+
+
+def live_line(step: int, task: str, found: dict[str, float]) -> str:
+    """What was found of one task after `step`, as a line; `found` are its metrics by name."""
+    accuracy = f"{100 * found['accuracy']:.1f} % right, " if "accuracy" in found else ""
+    return (
+        f"{task} after step {step}: {accuracy}{found['completion_tokens']:.0f} tokens, {100 * found['truncated']:.0f} % cut off,"
+        f" {100 * found['looping']:.0f} % looping, probability of ending {found['end_probability']:.3f}"
+    )

@@ -1,6 +1,7 @@
 """What is known of a step, and the places where it is written: metrics.jsonl always, trackers where `log.report_to` names them.
 
 metrics.jsonl is append-only, one object a step; at a resume the lines after the checkpoint are cut away, so each step stands there once.
+Where the base model was evaluated before the first step, its figures are step 0.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """One optimizer step: losses are means over supervised tokens of the whole step, None where a part has none; tokens are real ones."""
+    """One optimizer step: losses are means over supervised tokens of the whole step, None where a part has none; tokens are real ones.
+
+    `evaluated` are the metrics of the evaluation after the step, by their names, where there was one.
+    """
 
     step: int
     epoch: float
@@ -47,7 +51,7 @@ class StepReport:
     mfu: float
     hfu: float
     peak_gib: float
-    eval_loss: float | None = None
+    evaluated: Metrics = field(default_factory=dict)
 
     def to_metrics(self) -> Metrics:
         """The object of metrics.jsonl."""
@@ -72,22 +76,20 @@ class StepReport:
             "time/data_seconds": self.data_seconds,
         }
         metrics |= {f"loss/source/{name}": loss for name, loss in self.loss_by_source.items()}
-        if self.eval_loss is not None:
-            metrics["eval/loss"] = self.eval_loss
-        return metrics
+        return metrics | self.evaluated
 
 
 class MetricsFile:
-    """metrics.jsonl of a run, opened to go on after step `last_step`."""
+    """metrics.jsonl of a run, opened to go on after step `last_step`; a run that starts keeps nothing of what lies there."""
 
     def __init__(self, path: Path, last_step: int):
         self._path = path
-        self._kept = [metrics for line in _whole_lines(path) if (metrics := _parse(line)) and metrics["step"] <= last_step]
+        self._kept = [metrics for line in _whole_lines(path) if (metrics := _parse(line)) and metrics["step"] <= last_step > 0]
         self._write_kept()
 
-    def lacks(self, name: str) -> bool:
-        """Whether the last line that was kept has no such value; false where none was kept."""
-        return bool(self._kept) and name not in self._kept[-1]
+    def lacks(self, names: Sequence[str]) -> bool:
+        """Whether the last line that was kept has not all of these values; false where none was kept."""
+        return bool(self._kept) and any(name not in self._kept[-1] for name in names)
 
     def amend(self, values: Metrics) -> None:
         """Add values to the last line that was kept."""
@@ -111,6 +113,16 @@ class MetricsFile:
     def _write_kept(self) -> None:
         write_text(self._path, "".join(json.dumps(metrics) + "\n" for metrics in self._kept))
         self._file = self._path.open("a", encoding="utf-8")
+
+
+def by_task(metrics: Metrics) -> dict[str, dict[str, float]]:
+    """The metrics of a live evaluation, `eval/<task>/<name>`, by task and name."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        parts = name.split("/")
+        if len(parts) == 3 and parts[0] == "eval" and value is not None:
+            found.setdefault(parts[1], {})[parts[2]] = value
+    return found
 
 
 def read_metrics(path: Path) -> list[Metrics]:

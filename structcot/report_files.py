@@ -30,6 +30,11 @@ class RunFiles:
     config_text: str
     notes: list[str]
 
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps that metrics.jsonl tells of; what was measured before the first is step 0 and none of them."""
+        return sum(row["step"] > 0 for row in self.metrics)
+
 
 def read_run(run_dir: Path) -> RunFiles:
     """Read the files of a run directory, also while they are being written."""

@@ -14,7 +14,9 @@ from structcot.data.loader import Feed
 from structcot.device import choose_operations, device_report, need_what_is_asked
 from structcot.distributed import World
 from structcot.errors import ConfigError, TrainingDiverged
+from structcot.files import json_sha256
 from structcot.flops import peak_flops_per_second
+from structcot.live_eval import LiveEval, load_problems, make_live_eval
 from structcot.memory import choose_recompute
 from structcot.metrics import check_trackers
 from structcot.model.decoder import Decoder
@@ -31,7 +33,7 @@ from structcot.watchdog import Watchdog
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What stays the same from the first step to the last. `peak_flops` is the device's rate in FLOP/s."""
+    """What stays the same from the first step to the last. `peak_flops` is the device's rate in FLOP/s; `live` what is asked on the way."""
 
     config: Config
     output_dir: Path
@@ -45,6 +47,7 @@ class Run:
     peak_flops: float
     stop: StopFlag
     watchdog: Watchdog
+    live: LiveEval | None = None
 
 
 def start(config: Config, world: World, device: torch.device, stop: StopFlag, watchdog: Watchdog) -> tuple[Run, TrainState]:
@@ -57,9 +60,13 @@ def start(config: Config, world: World, device: torch.device, stop: StopFlag, wa
     with world.agreed():
         need_what_is_asked(config)
         check_trackers(config.log.report_to)
+    watchdog.beat("reading the problems of the live evaluation, or waiting for the first rank to do so")
+    problems = world.first(lambda: load_problems(config))
     watchdog.beat("preparing the data, or waiting for the first rank to do so")
     prepared = prepare_everywhere(config, world, stop)
     world.check(stop)
+    with world.agreed():
+        live = make_live_eval(problems, config, prepared)
     watchdog.beat("loading the model")
     feed = make_feed(prepared, config, world, device)
     with world.agreed():
@@ -76,7 +83,8 @@ def start(config: Config, world: World, device: torch.device, stop: StopFlag, wa
     state = load_latest(output_dir / "checkpoints", fresh, model, optimizer, world)
     with world.agreed():
         if world.is_first:
-            write_manifest(output_dir, {**prepared.hashes, "weights": weights_sha256}, device_report(device))
+            asked = {"live_eval": json_sha256(live.prompts)} if live is not None else {}
+            write_manifest(output_dir, {**prepared.hashes, "weights": weights_sha256, **asked}, device_report(device))
     run = Run(
         config=config,
         output_dir=output_dir,
@@ -90,6 +98,7 @@ def start(config: Config, world: World, device: torch.device, stop: StopFlag, wa
         peak_flops=peak_flops_per_second(device, model.compute_dtype) * world.size,
         stop=stop,
         watchdog=watchdog,
+        live=live,
     )
     announce(run, state)
     world.check(stop)

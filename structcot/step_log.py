@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from structcot.config import Config
 from structcot.console import Progress
-from structcot.metrics import MetricsFile, StepReport, Tracker, open_trackers
+from structcot.metrics import Metrics, MetricsFile, StepReport, Tracker, open_trackers
 
 
 class StepLog:
@@ -21,11 +22,19 @@ class StepLog:
             self._trackers = open_trackers(config, last_step + 1) if last_step < num_steps else []
             self._progress = Progress(last_step, num_steps, config.log.logging_steps)
 
-    def lacks(self, name: str) -> bool:
-        """Whether the last step that was kept has no such value."""
-        return self._file is not None and self._file.lacks(name)
+    def lacks(self, names: Sequence[str]) -> bool:
+        """Whether the last step that was kept has not all of these values."""
+        return self._file is not None and self._file.lacks(names)
 
-    def amend(self, values: dict[str, float | int | None]) -> None:
+    def begin(self, evaluated: Metrics) -> None:
+        """Write, as step 0, and show what was measured of the base model."""
+        if self._file is not None and self._progress is not None:
+            self._file.append({"step": 0, "epoch": 0.0, **evaluated})
+            self._progress.show_evaluation(0, evaluated)
+        for track in self._trackers:
+            track(0, evaluated)
+
+    def amend(self, values: Metrics) -> None:
         """Add values to the last step that was kept."""
         if self._file is not None:
             self._file.amend(values)

@@ -30,9 +30,10 @@ from structcot.distributed import World, connected, joined
 from structcot.errors import CheckpointError, Interrupted, StoppedWithCheckpoint, StructcotError, ToldElsewhere, TrainingDiverged
 from structcot.export import export_trained
 from structcot.flops import StepFlops, step_flops
+from structcot.live_eval import LiveEval, run_live_eval
 from structcot.losses import diverged, is_finite, loss_sums, mean_losses, suspects
 from structcot.memory import peak_memory_gib
-from structcot.metrics import StepReport
+from structcot.metrics import Metrics, StepReport
 from structcot.model.shard import free_unsharded
 from structcot.optim import clip_gradients, learning_rate
 from structcot.report import write_report
@@ -129,14 +130,18 @@ def train_steps(run: Run, state: TrainState) -> TrainState:
         log = StepLog(config, state.step, num_steps, writes=world.is_first)
     saved_step = state.step
     try:
-        if state.step and is_due(state.step, config.log.eval_steps, num_steps) and world.first(lambda: log.lacks("eval/loss")):
-            log.amend({"eval/loss": evaluate(run)})  # a signal came in between
+        if state.step == 0 and run.live is not None:
+            base = evaluate_live(run, run.live, 0)
+            with world.agreed():
+                log.begin(base)
+        if state.step and is_due(state.step, config.log.eval_steps, num_steps) and world.first(lambda: log.lacks(measured(run))):
+            log.amend(evaluate_all(run, state.step))  # a signal came in between
         while state.step < num_steps:
             report = train_step(run, state)
             state = replace(state, step=report.step, num_tokens=report.num_tokens)
             try:
                 if is_due(report.step, config.log.eval_steps, num_steps):
-                    report = replace(report, eval_loss=evaluate(run))
+                    report = replace(report, evaluated=evaluate_all(run, report.step))
             except (StopRequested, StructcotError):  # these come on all ranks; what ends one alone finds nobody to agree with
                 log.append(report)
                 raise
@@ -216,6 +221,39 @@ def train_step(run: Run, state: TrainState) -> StepReport:
         hfu=flops.hardware / step_seconds / run.peak_flops,
         peak_gib=world.maximum(peak_memory_gib(run.device)),
     )
+
+
+def measured(run: Run) -> list[str]:
+    """What an evaluation measures of each held-out set and task, one name each."""
+    tasks = run.live.names if run.live is not None else ()
+    return [*(["eval/loss"] if run.prepared.data.eval is not None else []), *(f"eval/{task}/completion_tokens" for task in tasks)]
+
+
+def evaluate_all(run: Run, step: int) -> Metrics:
+    """The metrics of an evaluation after `step`: held-out loss, and what the model says to the problems of the live evaluation.
+
+    Raises:
+        StopRequested: if a signal asked to stop.
+        TrainingDiverged: if the loss is not a number.
+        ConfigError: if there is not enough memory.
+    """
+    loss = evaluate(run)
+    return {**({} if loss is None else {"eval/loss": loss}), **({} if run.live is None else evaluate_live(run, run.live, step))}
+
+
+def evaluate_live(run: Run, live: LiveEval, step: int) -> Metrics:
+    """The metrics of the live evaluation after `step`, whose answers go to OUTPUT/eval/; the same on every rank.
+
+    Raises:
+        StopRequested: if a signal asked to stop.
+        ConfigError: if there is not enough memory.
+    """
+
+    def check(work: str) -> None:
+        run.watchdog.beat(work)
+        run.world.check(run.stop)
+
+    return run_live_eval(live, run.model, run.device, run.world, check, run.output_dir / "eval" / f"step-{step:06d}.jsonl")
 
 
 def evaluate(run: Run) -> float | None:

@@ -70,6 +70,10 @@ KEYS_AND_DEFAULTS = {
     "log.report_to": [],
     "log.logging_steps": 1,
     "log.eval_steps": 0,
+    "log.eval_tasks": [],
+    "log.eval_limit": 16,
+    "log.eval_max_new_tokens": 512,
+    "log.eval_prompt": "boxed",
 }
 
 
@@ -163,6 +167,10 @@ def test_every_section_takes_what_it_says(tmp_path: Path) -> None:
         report_to = ["wandb", "tensorboard"]
         logging_steps = 2
         eval_steps = 3
+        eval_tasks = ["gsm8k", "mine.jsonl"]
+        eval_limit = 4
+        eval_max_new_tokens = 64
+        eval_prompt = "sky-t1"
         """,
     )
     values = flat(config.model_dump(mode="json"))
@@ -279,6 +287,8 @@ def test_missing_section_is_a_missing_key(tmp_path: Path) -> None:
         ("checkpoint", "save_total_limit = 0", "0", ">= 1"),
         ("log", "logging_steps = 0", "0", ">= 1"),
         ("log", "eval_steps = -1", "-1", ">= 0"),
+        ("log", "eval_limit = 0", "0", ">= 1"),
+        ("log", "eval_max_new_tokens = 0", "0", ">= 1"),
     ],
 )
 def test_number_out_of_range_is_named_with_the_range(section: str, line: str, found: str, allowed: str, tmp_path: Path) -> None:
@@ -475,7 +485,14 @@ CONFIGS = st.fixed_dictionaries(
         ),
         "train": st.fixed_dictionaries({}, optional={"batch_sequences": st.integers(1, 2**40), "learning_rate": POSITIVE})
         | st.fixed_dictionaries({"batch_tokens": st.integers(1, 2**40)}, optional={"weight_decay": st.floats(0.0, 1e300)}),
-        "log": st.fixed_dictionaries({}, optional={"report_to": st.lists(st.sampled_from(["tensorboard", "wandb", "trackio", "mlflow"]))}),
+        "log": st.fixed_dictionaries(
+            {},
+            optional={
+                "report_to": st.lists(st.sampled_from(["tensorboard", "wandb", "trackio", "mlflow"])),
+                "eval_tasks": st.lists(TEXTS, max_size=3),
+                "eval_limit": st.integers(1, 2**40),
+            },
+        ),
     },
     optional={"seed": st.integers(0, 2**32 - 1), "revision": TEXTS, "kernels": st.sampled_from(["auto", "triton", "torch"])},
 )
@@ -497,7 +514,14 @@ def test_hash_tells_configs_apart_and_identity_only_what_is_learned(tmp_path: Pa
         other = load(tmp_path, MINIMAL, override)
         assert other.sha256 != one.sha256
         assert other.identity() != one.identity()
-    for override in ("output_dir=o", "log.eval_steps=5", "checkpoint.save_steps=5", "parallel.shard=8", "kernels=torch"):
+    for override in (
+        "output_dir=o",
+        "log.eval_steps=5",
+        'log.eval_tasks=["gsm8k"]',
+        "checkpoint.save_steps=5",
+        "parallel.shard=8",
+        "kernels=torch",
+    ):
         other = load(tmp_path, MINIMAL, override)
         assert other.sha256 != one.sha256
         assert other.identity() == one.identity()
