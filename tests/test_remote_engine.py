@@ -316,6 +316,21 @@ def test_a_doubtful_refusal_waits_until_another_request_is_answered() -> None:
     assert sorted(outputs) == [("task/0", "refused"), ("task/1", "refused"), ("task/2", "stop"), ("task/3", "stop")]
 
 
+class SlowToStart(threading.Thread):
+    """A thread that has had time to do its first work before the next one is started."""
+
+    def start(self) -> None:
+        super().start()
+        time.sleep(0.3)
+
+
+def test_a_doubtful_refusal_waits_for_threads_that_have_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("structcot.eval.remote.threading.Thread", SlowToStart)
+    with FaultyServer(by_user(("question 0", refuses(400, "no")))) as server:
+        outputs = {output.key: output.finish_reason for output in engine_of(server, concurrency=2)(asks(3), GREEDY)}
+    assert outputs == {"task/0": "refused", "task/1": "stop", "task/2": "stop"}
+
+
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_a_refusal_that_meets_every_request_ends_the_run(concurrency: int) -> None:
     with FaultyServer(refuses(400, "unknown field: top_k")) as server:

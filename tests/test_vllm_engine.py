@@ -51,8 +51,10 @@ class StandIn:
     most_running: int = 0
     steps: int = 0
 
-    def add_request(self, number: str, prompt: dict[str, list[int]], params: SimpleNamespace, lora_request: Any = None) -> None:
+    def add_request(self, number: str, prompt: dict[str, Any], params: SimpleNamespace, lora_request: Any = None) -> None:
         request = SimpleNamespace(number=number, prompt=prompt["prompt_token_ids"], params=params, lora=lora_request, written=0)
+        assert prompt["type"] == "token"
+        assert params.max_tokens >= 1
         assert number not in {one.number for one in self.added}
         assert len(request.prompt) + params.max_tokens <= CONTEXT
         self.added.append(request)
@@ -229,6 +231,16 @@ def test_a_prompt_that_leaves_no_room_is_refused_and_the_others_are_answered(vll
     assert refused[0].prompt_tokens >= CONTEXT
     assert refused[-1].reason == "the prompt has no tokens"
     assert {output.key for output in outputs} - {output.key for output in refused} == {"task/0", "task/1"}
+
+
+def test_one_token_of_room_is_enough(vllm: StandIn, model_dir: Path) -> None:
+    requests = [Request(key=str(length), prompt="1" * length) for length in (CONTEXT - 1, CONTEXT)]
+    outputs = {output.key: output for output in open_vllm(str(model_dir))(requests, Sampling(max_new_tokens=10))}
+    assert {key: output.prompt_tokens for key, output in outputs.items()} == {"63": 63, "64": 64}
+    assert {key: (output.finish_reason, output.completion_tokens) for key, output in outputs.items()} == {
+        "63": ("length", 1),
+        "64": ("refused", 0),
+    }
 
 
 def test_an_output_ends_where_the_context_does(vllm: StandIn, model_dir: Path) -> None:

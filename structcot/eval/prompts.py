@@ -41,9 +41,7 @@ def prompt_styles() -> dict[str, PromptStyle]:
     return {
         "boxed": PromptStyle(system="", template="Return your final response within \\boxed{}. {question}"),
         "sky-t1": PromptStyle(system=sky_t1, template=QUESTION),
-        "qwen25-math-cot": PromptStyle(
-            system="Please reason step by step, and put your final answer within \\boxed{}.", template=QUESTION
-        ),
+        "qwen25-math-cot": PromptStyle(system="Please reason step by step, and put your final answer within \\boxed{}.", template=QUESTION),
     }
 
 

@@ -24,8 +24,8 @@ from structcot.eval.engine import Engine, Output, Request, Sampling
 from structcot.eval.seeds import seed_of
 from structcot.server import Completion, Failure, Question, Server
 
-RATE_LIMIT, TOO_LARGE = 429, 413
-REFUSALS = frozenset({400, TOO_LARGE, 422})
+RATE_LIMIT = 429
+REFUSALS = frozenset({400, 413, 422})
 COUNTS_NOTHING = "the server counts no tokens"
 _OF_CONTENT = re.compile(
     r"context|too[ _](?:long|large|many tokens)|exceed|max(?:imum)?[ _](?:\w+[ _])?(?:tokens|length|model[ _]len)"
@@ -232,7 +232,7 @@ def _without_refused_field(server: Server, refusal: Failure) -> Server | None:
 
 def _is_its_own(run: _Run, refusal: Failure) -> bool:
     """Whether a refusal is for the content of this request; in doubt, waits until another one was answered or none can be."""
-    if refusal.status == TOO_LARGE or _OF_CONTENT.search(refusal.reason):
+    if _OF_CONTENT.search(refusal.reason):
         return True
     with run.changed:
         run.hopeful -= 1
