@@ -91,6 +91,7 @@ def graded(program: str, problem: Problem, backend: Backend, **limits: float) ->
         ("```\n```", ""),
         ("<think>\n```\nin thought\n```\n</think>\n```\nafter\n```", "after"),
         ("<think>\n```\nin thought\n```\n</think>\nnothing", ""),
+        ("<think>\n```\nin thought\n```\n</think>", ""),
         ("<think>\n```\nunfinished\n```\nmore", "unfinished"),
         ("```\nbefore\n```</think>```\nafter\n```", "after"),
         (
@@ -104,7 +105,7 @@ def test_the_program_is_the_last_block_after_the_thought(output: str, program: s
 
 
 @given(st.text(alphabet=st.sampled_from("`x\n <>/think")) | st.text())
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_looking_for_a_program_never_fails(output: str) -> None:
     assert extract_program(output) in output
 
@@ -193,13 +194,14 @@ JSON = st.recursive(
 
 
 @given(JSON)
+@settings(deadline=None)
 def test_what_json_can_say_is_said_as_it_is(value: Any) -> None:
     assert plain(value) == value
     assert json.loads(json.dumps(plain(value))) == value
 
 
 @given(JSON, JSON)
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_values_are_equal_after_the_sandbox_just_when_they_were_before(value: Any, other: Any) -> None:
     assert (json.loads(json.dumps(plain(value))) == other) == (value == other)
 
@@ -219,7 +221,8 @@ def test_values_are_equal_after_the_sandbox_just_when_they_were_before(value: An
         "import sys\nprint(int(input()) + int(input()))\nsys.exit(1)",
         "a = int(input())\nb = int(input())\nprint(a + b)\nreturn",
         "print(ceil(sqrt((int(input()) + int(input())) ** 2)) if defaultdict and heappush and List else 0)",
-        "import threading\ndef main():\n    print(int(input()) + int(input()))\nthreading.Thread(target=main).start()",
+        "import threading, time\ndef main():\n    time.sleep(0.2)\n    print(int(input()) + int(input()))\n"
+        "threading.Thread(target=main).start()",
         "from __future__ import annotations\nprint(int(input()) + int(input()))",
         "try:\n    while True:\n        total = locals().get('total', 0) + int(input())\nexcept EOFError:\n    print(total)",
     ],
@@ -356,13 +359,19 @@ def test_programs_are_graded_in_order_several_at_a_time_and_read_as_needed(backe
     assert list(grade_programs([], backend, LIMITS, jobs=2)) == []
 
 
-def test_grading_can_be_broken_off(backend: Backend) -> None:
-    endless = fenced("import time\ntime.sleep(600)"), reading(("", ""))
-    grades = grade_programs([(fenced("print(1)"), reading(("", "1"))), *[endless] * 50], backend, Limits(seconds=1.0), jobs=2)
-    start = time.monotonic()
+def test_grading_that_is_broken_off_starts_no_more_programs(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    def count(output: str, *rest: Any) -> Grade:
+        started.append(output)
+        return grade_program(output, *rest)
+
+    monkeypatch.setattr("structcot.grading.code.grade_program", count)
+    slow = fenced("import time\ntime.sleep(600)"), reading(("", ""))
+    grades = grade_programs([(fenced("print(1)"), reading(("", "1"))), *[slow] * 50], backend, Limits(seconds=2.0), jobs=3)
     assert next(grades).correct
     grades.close()  # pyright: ignore[reportAttributeAccessIssue]
-    assert time.monotonic() - start < 10
+    assert len(started) <= 4
 
 
 def test_loading_has_a_limit_of_its_own(backend: Backend) -> None:
@@ -402,6 +411,9 @@ def failed_on_our_tests(problem: Problem, told: dict[str, Any]) -> bool:
     return re.sub(r"\s", "", told["inputs"]) in shown
 
 
+TIME_LIMIT_EXCEEDED = -3
+
+
 def check_against_official(stride: int, backend: Backend) -> Counter[tuple[bool, str]]:
     cases = lcb_problems()[::stride]
     verdicts: Counter[tuple[bool, str]] = Counter()
@@ -413,7 +425,9 @@ def check_against_official(stride: int, backend: Backend) -> Counter[tuple[bool,
             assert grade.verdict == (expected_error or "correct"), (problem.id, grade.reason, output)
         else:
             assert grade.verdict in ("wrong", "timeout", "no_answer", "correct", expected_error), (problem.id, grade.reason)
-            assert not (grade.correct and failed_on_our_tests(problem, told)), (problem.id, told)
+            # What was too slow there may be fast enough on this machine.
+            too_slow = told.get("error_code") == TIME_LIMIT_EXCEEDED
+            assert not grade.correct or too_slow or not failed_on_our_tests(problem, told), (problem.id, told)
     return verdicts
 
 
@@ -429,8 +443,11 @@ def test_all_livecodebench_programs_are_judged_as_officially(backend: Backend) -
     verdicts = check_against_official(1, backend)
     # One problem that was passed has no sample tests in this data.
     assert (verdicts[True, "correct"], verdicts[True, "error"], verdicts[True, "wrong"]) == (251, 1, 0)
-    # Of those that failed officially the rest fail on hidden tests alone.
-    assert verdicts[False, "correct"] <= 33
+    # Of those that failed officially 33 fail on hidden tests alone; what is right beside them was too slow there.
+    too_slow = sum(
+        told.get("error_code") == TIME_LIMIT_EXCEEDED and failed_on_our_tests(problem, told) for _, problem, _, told in lcb_problems()
+    )
+    assert 33 <= verdicts[False, "correct"] <= 33 + too_slow
     assert sum(verdicts.values()) == 1055
 
 

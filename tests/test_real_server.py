@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from structcot.eval.remote import open_server
 from tests.chat_tokenizers import tiny_tokenizer
 from tests.real_server import RealServer, real_server
 from tests.tiny_models import tiny_checkpoint
+from tests.tiny_run import Site, finish, read_jsonl, write_jsonl
 
 pytestmark = pytest.mark.slow
 
@@ -110,3 +113,31 @@ def test_a_run_outlives_a_server_that_is_killed_and_comes_back(server: RealServe
             comes_back.start()
     comes_back.join()
     assert texts_of(kept) == expected
+
+
+def test_an_evaluation_over_http_goes_on_where_the_server_was_killed(server: RealServer, tmp_path: Path) -> None:
+    site, out = Site(tmp_path), tmp_path / "out"
+    problems = [{"problem": f"What is {number}?", "answer": str(number)} for number in range(16)]
+    tasks = str(write_jsonl(tmp_path / "numbers.jsonl", problems))
+    settings = (f"server.url={server.url}", f"server.model={server.model}", "server.concurrency=2", "server.max_retries=1")
+    arguments = ("eval", *settings, "sampling.max_new_tokens=24", "--tasks", tasks, "--engine", "openai", "--output-dir", str(out))
+    process = site.start(*arguments)
+    deadline = time.monotonic() + 200
+    while not (out / "samples.jsonl").exists() or len((out / "samples.jsonl").read_bytes().splitlines()) < 5:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    server.kill()
+    stopped = finish(process)
+    assert (stopped.status, "Traceback" in stopped.err) == (1, False)
+    kept = (out / "samples.jsonl").read_bytes().splitlines()
+    assert 5 <= len(kept) < 16
+    assert f"{len(kept)} of 16 outputs are kept, the same command goes on" in stopped.err
+    server.start()
+    outcome = finish(site.start(*arguments))
+    assert outcome.status == 0, outcome.err
+    lines = read_jsonl(out / "samples.jsonl")
+    assert [line["problem_id"] for line in lines] == [str(number) for number in range(16)]
+    outputs = {line["problem_id"]: line["output"] for line in lines}
+    assert all(outputs[sample["problem_id"]] == sample["output"] for sample in map(json.loads, kept))
+    assert all(line["verdict"] and line["completion_tokens"] for line in lines)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from tqdm import tqdm
 
 from structcot.console import say
+from structcot.errors import ConfigError
 from structcot.eval.config import EvalConfig
 from structcot.eval.problem import Problem
 from structcot.eval.samples import Sample
@@ -20,6 +22,20 @@ from structcot.sandbox.backend import choose_backend
 from structcot.sandbox.process import Limits
 
 PAPER = "paper"
+
+
+def need_graders(problems: Iterable[Problem], config: EvalConfig) -> None:
+    """Make sure, before anything is generated, that all of it can be judged.
+
+    Raises:
+        ConfigError: if a package is not installed, or programs cannot be kept in on this machine.
+    """
+    kinds = {bool(problem.tests) for problem in problems}
+    if True in kinds:
+        choose_backend(config.code.sandbox)
+    missing = [name for name in ("math_verify", "mpmath") if False in kinds and find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"grading: the package {missing[0]} is not installed; pip install structcot[eval]")
 
 
 def grade_samples(samples: Sequence[Sample], problems: Mapping[str, Problem], config: EvalConfig) -> list[dict[str, Any]]:

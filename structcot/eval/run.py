@@ -22,7 +22,7 @@ from structcot.errors import ConfigError, MismatchError, StoppedWithCheckpoint, 
 from structcot.eval.config import EvalConfig, TaskConfig
 from structcot.eval.engine import Request, Sampling
 from structcot.eval.engines import open_engine
-from structcot.eval.grading import grade_samples
+from structcot.eval.grading import grade_samples, need_graders
 from structcot.eval.prompts import PromptStyle, messages_of, prompt_styles
 from structcot.eval.report import write_reports
 from structcot.eval.samples import SampleFile, Wanted, sample_of, turns_of
@@ -53,6 +53,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         style = PromptStyle(system=config.system_prompt, template=style.template)
     tasks = [load_task(find_task(one), config.data_dir) for one in config.tasks]
     wanted = [one for task, asked in zip(tasks, config.tasks, strict=True) for one in wanted_of(task, asked, config, style)]
+    need_graders((one.problem for one in wanted), config)
     others = {name: read_samples(Path(name)) for name in config.compare_with}
     with locked(output_dir):
         subject = find_subject(config)

@@ -49,14 +49,15 @@ for what, attempt in attempts.items():
     os.write(1, (what + "\n").encode())
 os.write(1, b"held\n")
 """
-# Far more threads than allowed, as fast as they can be made.
+# More threads than allowed, which then wait to be seen.
 _THREADS = """
 import threading
 threading.stack_size(65536)
 stop = threading.Event()
-while True:
+for _ in range(4 * THREADS):
     threading.Thread(target=stop.wait, daemon=True).start()
-"""
+stop.wait()
+""".replace("THREADS", f"{_BURST_THREADS}")
 
 
 def find_hole(backend: Backend) -> str:
