@@ -56,9 +56,7 @@ def has_files(directory: Path, files: dict[str, dict[str, Any]]) -> bool:
     return all((directory / name).is_file() and (directory / name).stat().st_size == facts["bytes"] for name, facts in files.items())
 
 
-def find_snapshot(
-    repo_id: str, revision: str, kinds: Sequence[str] = ("model", "dataset"), patterns: Sequence[str] = ()
-) -> Snapshot:
+def find_snapshot(repo_id: str, revision: str, kinds: Sequence[str] = ("model", "dataset"), patterns: Sequence[str] = ()) -> Snapshot:
     """Download a repository, as the first of `kinds` that exists; without the hub, take what an earlier download has left.
 
     `patterns` say which of its files are wanted; without any, all that are of use.

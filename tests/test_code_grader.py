@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from structcot.errors import ConfigError
 from structcot.eval.problem import Problem
-from structcot.eval.problem import Test as ProgramTest
+from structcot.eval.problem import ProgramTest
 from structcot.grading.case import Grade
 from structcot.grading.code import extract_program, grade_program, grade_programs
 from structcot.sandbox.backend import Backend, choose_backend
@@ -280,8 +280,8 @@ def test_recursion_may_go_as_deep_as_in_livecodebench(backend: Backend) -> None:
         ("1 / 0", "wrong", "test 1 of 3: ZeroDivisionError: division by zero"),
         ("raise KeyError('x\\ny')", "wrong", "test 1 of 3: KeyError: 'x\\ny'"),
         ("assert False", "wrong", "test 1 of 3: AssertionError"),
-        ("while True:\n    pass", "timeout", "test 1 of 3: over 0.5 s"),
-        ("try:\n    while True: pass\nexcept BaseException:\n    pass", "timeout", "test 1 of 3: over 0.5 s"),
+        ("while True:\n    pass", "wrong", "test 1 of 3: over 0.5 s"),
+        ("try:\n    while True: pass\nexcept BaseException:\n    pass", "wrong", "test 1 of 3: over 0.5 s"),
         ("x = (", "wrong", "does not compile: SyntaxError: '(' was never closed (<unknown>, line 1)"),
         ("import sortedcontainers", "wrong", "before the tests: ModuleNotFoundError: No module named 'sortedcontainers'"),
         ("x = bytearray(1 << 40)", "wrong", "test 1 of 3: MemoryError"),
@@ -292,7 +292,7 @@ def test_recursion_may_go_as_deep_as_in_livecodebench(backend: Backend) -> None:
     ],
 )
 def test_a_reason_says_what_went_wrong_where(program: str, verdict: str, reason: str, backend: Backend) -> None:
-    grade = graded(program, reading(("1", "1"), ("2", "4"), ("3", "9")), backend, seconds=0.5 if verdict == "timeout" else 6.0)
+    grade = graded(program, reading(("1", "1"), ("2", "4"), ("3", "9")), backend, seconds=0.5 if reason.endswith("over 0.5 s") else 6.0)
     assert (grade.verdict, grade.reason) == (verdict, reason)
     assert grade.extracted == program
 
@@ -376,7 +376,7 @@ def test_grading_that_is_broken_off_starts_no_more_programs(backend: Backend, mo
 
 def test_loading_has_a_limit_of_its_own(backend: Backend) -> None:
     grade = graded("while True:\n    pass\ndef f(a):\n    return a", calling(("1", "1")), backend, seconds=0.5)
-    assert (grade.verdict, grade.reason) == ("timeout", "before the tests: over 0.5 s")
+    assert (grade.verdict, grade.reason) == ("wrong", "before the tests: over 0.5 s")
 
 
 def test_the_clock_starts_with_each_test(backend: Backend) -> None:
@@ -424,7 +424,7 @@ def check_against_official(stride: int, backend: Backend) -> Counter[tuple[bool,
         if passed:
             assert grade.verdict == (expected_error or "correct"), (problem.id, grade.reason, output)
         else:
-            assert grade.verdict in ("wrong", "timeout", "no_answer", "correct", expected_error), (problem.id, grade.reason)
+            assert grade.verdict in ("wrong", "no_answer", "correct", expected_error), (problem.id, grade.reason)
             # What was too slow there may be fast enough on this machine.
             too_slow = told.get("error_code") == TIME_LIMIT_EXCEEDED
             assert not grade.correct or too_slow or not failed_on_our_tests(problem, told), (problem.id, told)
@@ -545,7 +545,7 @@ def check_references(cases: list[tuple[str, Problem]], backend: Backend) -> int:
     for (mutant, problem), grade in zip(
         wrong, grade_programs(((fenced(mutant), problem) for mutant, problem in wrong), backend, LIMITS, JOBS), strict=True
     ):
-        assert grade.verdict in ("wrong", "timeout"), (problem.entry_point, grade.reason, mutant)
+        assert grade.verdict == "wrong", (problem.entry_point, grade.reason, mutant)
     return len(wrong)
 
 

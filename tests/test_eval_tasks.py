@@ -14,7 +14,7 @@ import pytest
 
 from structcot.errors import ConfigError, DataError
 from structcot.eval.config import TaskConfig
-from structcot.eval.problem import Problem, Test
+from structcot.eval.problem import Problem, ProgramTest
 from structcot.eval.prompts import messages_of, prompt_styles
 from structcot.eval.rows import BadRow, read_problem
 from structcot.eval.tasks import TASKS, find_task, load_task
@@ -95,7 +95,7 @@ def lcb_row(**changes: Any) -> dict[str, Any]:
 
 def test_livecodebench_gives_public_and_hidden_tests() -> None:
     problem = read_problem(lcb_row(), 0)
-    assert problem.tests == (Test(input="1", output="2"), Test(input="3", output="4"))
+    assert problem.tests == (ProgramTest(input="1", output="2"), ProgramTest(input="3", output="4"))
     assert (problem.entry_point, problem.group, problem.id) == ("plusOne", "easy", "lc-1")
     assert read_problem(lcb_row(metadata=""), 0).entry_point == "plusOne"
     assert read_problem(lcb_row(metadata="{}", starter_code=""), 0).entry_point == ""
@@ -188,7 +188,7 @@ def test_a_question_may_hold_braces() -> None:
 
 
 def test_code_is_asked_for_by_its_kind() -> None:
-    tests = (Test(input="1", output="2"),)
+    tests = (ProgramTest(input="1", output="2"),)
     stdin = messages_of(Problem(id="0", question="Add.", tests=tests), prompt_styles()["boxed"])[0][1]
     function = Problem(id="0", question="Add.", tests=tests, entry_point="add", starter_code="def add():")
     called = messages_of(function, prompt_styles()["boxed"])

@@ -17,7 +17,7 @@ import pytest
 
 from structcot.errors import ConfigError
 from structcot.eval.problem import Problem
-from structcot.eval.problem import Test as ProgramTest
+from structcot.eval.problem import ProgramTest
 from structcot.grading.case import Grade
 from structcot.grading.code import grade_program
 from structcot.sandbox.backend import Backend, choose_backend
@@ -346,7 +346,7 @@ def test_a_hostile_program_is_held_and_never_right(name: str, backend: Backend, 
     mode, peak = kept.stat().st_mode, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
     grade = judge(PROGRAMS[name], backend, tmp_path, port)
-    assert grade.verdict in ("wrong", "timeout"), grade.reason
+    assert grade.verdict == "wrong", grade.reason
     assert time.monotonic() - start < 30
     assert processes_left() == []
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + GROWTH_KIB

@@ -33,7 +33,7 @@ class TaskConfig(Section):
 class SamplingConfig(Section):
     """`[sampling]`: answers to each problem, and how tokens are chosen. The defaults are the paper's: one, greedy.
 
-    `max_new_tokens` 0 takes the task's own: 32,768, as in the paper, but 4,096 for gsm8k.
+    `max_new_tokens` 0 takes the task's own: 32,768, as in the paper, but 2,048 for gsm8k.
     """
 
     num_samples: int = Field(default=1, ge=1, le=10_000)

@@ -20,6 +20,7 @@ from structcot.errors import ConfigError, ModelError
 from structcot.eval.batching import Batcher, Row
 from structcot.eval.decoding import Endings, random_numbers
 from structcot.eval.engine import Engine, Output, Request, Sampling
+from structcot.eval.grouped_attention import register
 from structcot.export_files import ADAPTER_WEIGHTS
 from structcot.fetch import resolve_model
 
@@ -163,7 +164,7 @@ def load_model(model_dir: Path, dtype: torch.dtype, device: torch.device) -> Any
     place = {} if device.type == "cpu" else {"device_map": {"": device}}
     try:
         return AutoModelForCausalLM.from_pretrained(
-            str(model_dir), dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa", **place
+            str(model_dir), dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation=register(), **place
         ).eval()
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{model_dir}: does not fit into the memory of the GPU; use a smaller model") from error

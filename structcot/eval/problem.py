@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Test:
+class ProgramTest:
     """One test of a program: text on standard input and output, or arguments and result of a call, each a JSON value a line."""
 
     input: str
@@ -28,7 +28,7 @@ class Problem:
     tolerance: float | None = None
     unit: str = ""
     is_multiple: bool = False
-    tests: tuple[Test, ...] = ()
+    tests: tuple[ProgramTest, ...] = ()
     entry_point: str = ""
     starter_code: str = ""
     group: str = ""

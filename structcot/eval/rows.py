@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from structcot.answers import box_spans
-from structcot.eval.problem import Problem, Test
+from structcot.eval.problem import Problem, ProgramTest
 from structcot.traces import GOLD_FIELDS, PROBLEM_FIELDS
 
 # A worked solution that ends in a box stands in for an answer.
@@ -100,11 +100,11 @@ def _tolerance(row: Mapping[str, Any]) -> float | None:
         raise BadRow(f'has the tolerance {value!r}, which is no number; mend the field "error"') from error
 
 
-def _tests(row: Mapping[str, Any]) -> tuple[Test, ...]:
+def _tests(row: Mapping[str, Any]) -> tuple[ProgramTest, ...]:
     """The tests of a program: `tests`, or the public and the hidden ones of LiveCodeBench."""
     listed = [*_listed(row.get("tests")), *_listed(row.get("public_test_cases")), *_listed(row.get("private_test_cases"))]
     try:
-        return tuple(Test(input=str(test["input"]), output=str(test["output"])) for test in listed)
+        return tuple(ProgramTest(input=str(test["input"]), output=str(test["output"])) for test in listed)
     except (KeyError, TypeError) as error:
         raise BadRow("has a test without input or output; give {input, output} objects") from error
 

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -214,7 +215,9 @@ def facts_of(subject: Subject, config: EvalConfig, tasks: Sequence[LoadedTask]) 
         "sha256": dict(subject.hashes),
         "engine": config.engine,
         "prompt": config.prompt,
-        "sampling": config.sampling.model_dump(mode="json"),
+        "sampling": {
+            task.task.name: asdict(sampling_of(task.task, asked, config)) for task, asked in zip(tasks, config.tasks, strict=True)
+        },
         "seed": config.seed,
         "grader": config.grading.math,
         "sources": {

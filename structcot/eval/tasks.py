@@ -113,7 +113,7 @@ TASKS = {
             name="gsm8k",
             path="openai/gsm8k",
             files=("main/test-*.parquet",),
-            max_new_tokens=4096,
+            max_new_tokens=2048,
             num_problems=1319,
             answers_sha256="481051cdce47143863487ebd812287638c709dd09c1d4bf6b2d4349b276ff8d5",
         ),

@@ -18,7 +18,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from structcot.eval.problem import Problem, Test
+from structcot.eval.problem import Problem, ProgramTest
 from structcot.grading.case import Grade
 from structcot.sandbox import harness
 from structcot.sandbox.backend import Backend
@@ -119,42 +119,38 @@ def _judge(process: Process, program: str, problem: Problem, seconds: float) -> 
     letter, about = _ask(process, program, seconds, harness.LOADED)
     if letter != harness.LOADED:
         what = "does not compile" if letter == harness.UNCOMPILED else "before the tests"
-        return _verdict_without_answer(letter), f"{what}: {about}"
+        return "wrong", f"{what}: {about}"
     count = len(problem.tests)
     wanted, difference = (harness.RETURNED, _difference_of_values) if problem.entry_point else (harness.WROTE, _difference_of_texts)
     for number, test in enumerate(problem.tests, 1):
         letter, about = _ask(process, test.input, seconds, wanted)
         if letter != wanted:
-            return _verdict_without_answer(letter), f"test {number} of {count}: {about}"
+            return "wrong", f"test {number} of {count}: {about}"
         reason = difference(about, test)
         if reason:
             return "wrong", f"test {number} of {count}: wrong answer: {reason}"
     return "correct", f"passed all {count} tests" if count > 1 else "passed the only test"
 
 
-_TIMEOUT, _OTHER = "timeout", "other"
+_NO_ANSWER = "none"
 
 
 def _ask(process: Process, text: str, seconds: float, wanted: str) -> tuple[str, str]:
     """Send `text` into the sandbox; return the letter of the answer, `wanted` if all is well, and the rest.
 
-    Where none comes, it is `_TIMEOUT` or `_OTHER` and what happened. An answer may be any bytes at all.
+    Where none comes, it is `_NO_ANSWER` and what happened. An answer may be any bytes at all.
     """
     process.tell(text.encode("utf-8", "surrogatepass"))
     ending, data = process.hear(seconds)
     if ending:
-        return (_TIMEOUT, f"over {seconds:g} s") if ending == "time" else (_OTHER, _ENDED[ending])
+        return _NO_ANSWER, f"over {seconds:g} s" if ending == "time" else _ENDED[ending]
     letter, about = data[:1].decode("ascii", "replace"), data[1:].decode("utf-8", "replace")
     if letter == wanted:
         return letter, about
-    return (letter, _one_line(about)) if letter in (harness.UNCOMPILED, harness.RAISED) else (_OTHER, "an answer that is none")
+    return (letter, _one_line(about)) if letter in (harness.UNCOMPILED, harness.RAISED) else (_NO_ANSWER, "an answer that is none")
 
 
-def _verdict_without_answer(letter: str) -> str:
-    return "timeout" if letter == _TIMEOUT else "wrong"
-
-
-def _difference_of_values(got: str, test: Test) -> str:
+def _difference_of_values(got: str, test: ProgramTest) -> str:
     """In what the JSON of a result differs from the expected one; "" where it does not. It may be any text at all."""
     try:
         equal = len(got) <= _LONGEST_EQUAL * (len(test.output) + _SHOWN) and json.loads(got) == json.loads(test.output)
@@ -163,7 +159,7 @@ def _difference_of_values(got: str, test: Test) -> str:
     return "" if equal else f"expected {_one_line(test.output)}, got {_one_line(got)}"
 
 
-def _difference_of_texts(got: str, test: Test) -> str:
+def _difference_of_texts(got: str, test: ProgramTest) -> str:
     """In what an output differs from the expected one; "" where it does not."""
     got, expected = got.strip(), test.output.strip()
     if got.count("\n") != expected.count("\n"):
