@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from structcot.errors import ConfigError
-from structcot.eval.problem import Problem
-from structcot.eval.problem import ProgramTest
+from structcot.eval.problem import Problem, ProgramTest
 from structcot.grading.case import Grade
 from structcot.grading.code import extract_program, grade_program, grade_programs
 from structcot.sandbox.backend import Backend, choose_backend

@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from structcot.errors import ConfigError
-from structcot.eval.problem import Problem
-from structcot.eval.problem import ProgramTest
+from structcot.eval.problem import Problem, ProgramTest
 from structcot.grading.case import Grade
 from structcot.grading.code import grade_program
 from structcot.sandbox.backend import Backend, choose_backend

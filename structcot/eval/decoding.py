@@ -91,7 +91,7 @@ class Endings:
         tail = self._decode(tokens[-num_bytes - SPARE_TOKENS :])
         return any(string in tail for string in self.strings) and self.text(tokens)[1]
 
-    def text(self, tokens: list[int]) -> tuple[str, bool]:
+    def text(self, tokens: Sequence[int]) -> tuple[str, bool]:
         """The text of an output without what ends it, and whether something does."""
         is_ended = tokens[-1] in self.token_ids
         text = self._decode(tokens[:-1] if is_ended else tokens)
