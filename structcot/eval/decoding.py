@@ -98,5 +98,5 @@ class Endings:
         places = [place for string in self.strings if (place := text.find(string)) >= 0]
         return (text[: min(places)], True) if places else (text, is_ended)
 
-    def _decode(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
