@@ -13,7 +13,8 @@ import pytest
 from structcot import __version__, cli
 from tests.tiny_run import DONE, FAILED, TINY_CONFIG, WRONG, Site, files_of, read_jsonl
 
-COMMANDS = sorted(command.callback.__name__ for command in cli.app.registered_commands if command.callback)
+CALLBACKS = {command.name or command.callback.__name__: command.callback for command in cli.app.registered_commands if command.callback}
+COMMANDS = sorted(CALLBACKS)
 HEAVY = ("torch", "transformers", "peft", "datasets", "numpy", "safetensors", "huggingface_hub", "matplotlib")
 
 SHOW_HELP = f"""
@@ -45,7 +46,7 @@ def test_help_says_what_a_command_is_for(command: str, site: Site) -> None:
     outcome = site.run(command, "--help")
     assert outcome.status == DONE
     assert f"Usage: structcot {command} " in outcome.out
-    assert getattr(cli, command).__doc__.split(".")[0].split()[:5] == outcome.out.split("\n\n")[1].split()[:5]
+    assert CALLBACKS[command].__doc__.split(".")[0].split()[:5] == outcome.out.split("\n\n")[1].split()[:5]
     listed = site.run("--help").out
     assert f"\n  {command} " in listed
 

@@ -49,7 +49,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 def test_the_commands_of_the_readme_exist() -> None:
     from structcot.cli import app
 
-    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^(?:\$ )?structcot ([a-z]+)", text, flags=re.MULTILINE)) | set(re.findall(r"`structcot ([a-z]+)", text))
     assert named, "the README shows no command"

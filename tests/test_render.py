@@ -168,7 +168,7 @@ PIECES = st.sampled_from(
 TEXTS = st.lists(
     PIECES | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5), min_size=1, max_size=12
 ).map("".join)
-TURNS = TEXTS.filter(lambda text: text.strip() and not any(token in text for token in TINY.all_special_tokens))
+TURNS = TEXTS.filter(lambda text: text.strip() and not any(token in text for token in chat.SPECIAL))
 CONVERSATIONS = st.lists(st.tuples(TURNS, TURNS), min_size=1, max_size=3).map(lambda pairs: [text for pair in pairs for text in pair])
 
 
