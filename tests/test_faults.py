@@ -107,7 +107,7 @@ def test_what_the_user_can_mend_is_said_once_and_ends_all_ranks(override: str, m
     assert not complete_checkpoints(tmp_path / "run" / "checkpoints")
 
 
-@pytest.mark.parametrize("others", [1, 2])
+@pytest.mark.parametrize("others", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_goes_on_with_another_number_of_ranks(others: int, site: Site, tmp_path: Path) -> None:
     more = [*TWO, "train.max_steps=8"]
     assert {one.status for one in train_on_ranks(site, 4, site.overrides(tmp_path / "whole", *more))} == {DONE}

@@ -45,6 +45,7 @@ def test_weights_need_not_be_there(site: Site, tmp_path: Path) -> None:
     assert plan(own, tmp_path).status == DONE
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_ends_with_1_and_says_what_would(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from structcot import machines
 
