@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from structcot.errors import ConfigError, DataError
+from structcot.errors import ConfigError, DataError, FetchError
+from structcot.eval import tasks
 from structcot.eval.config import TaskConfig
 from structcot.eval.problem import Problem, ProgramTest
 from structcot.eval.prompts import messages_of, prompt_styles
@@ -158,6 +159,15 @@ def test_a_benchmark_may_come_from_elsewhere(tmp_path: Path) -> None:
     task = find_task(TaskConfig(name="mine", path=path, question="q", answer="a"))
     assert load_task(task).problems == (Problem(id="0", question="1 + 1?", gold="2"),)
     assert find_task(TaskConfig(name="gsm8k", path=path)).files == ()
+
+
+def test_without_the_hub_it_is_said_where_else_a_benchmark_may_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise FetchError("no network")
+
+    monkeypatch.setattr(tasks, "find_snapshot", unreachable)
+    with pytest.raises(FetchError, match=r"gsm8k: no network; or put gsm8k.jsonl into a directory and name that by data_dir=DIR"):
+        load_task(TASKS["gsm8k"])
 
 
 def test_parquet_is_read_with_all_its_columns(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from structcot.config import DataSource, nearest
 from structcot.data.rows import Rejected, read_rows
-from structcot.errors import ConfigError, DataError
+from structcot.errors import ConfigError, DataError, FetchError
 from structcot.eval.config import TaskConfig
 from structcot.eval.problem import Problem
 from structcot.eval.rows import BadRow, read_problem
@@ -178,7 +178,10 @@ def _files_of(task: Task, data_dir: str) -> tuple[list[str], str]:
             return [str(local)], str(local)
     if not task.files:
         return [task.path], task.path
-    snapshot = find_snapshot(task.path, task.revision, kinds=("dataset",), patterns=task.files)
+    try:
+        snapshot = find_snapshot(task.path, task.revision, kinds=("dataset",), patterns=task.files)
+    except FetchError as error:
+        raise FetchError(f"{task.name}: {error}; or put {task.name}.jsonl into a directory and name that by data_dir=DIR") from error
     found = [path for pattern in task.files for path in sorted(snapshot.directory.glob(pattern))]
     return [str(path) for path in found], f"{task.path}@{snapshot.commit}"
 
