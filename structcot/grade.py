@@ -6,7 +6,6 @@ gets `extracted`, `correct`, `verdict` and `reason`. A line that cannot be grade
 
 from __future__ import annotations
 
-import json
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from structcot.grading.case import VERDICTS, Case, Grade
 from structcot.grading.graders import GRADERS
 from structcot.grading.isolated import LIMIT_SECONDS, GraderPool
 from structcot.parallel import jobs_of
-from structcot.traces import UnusableTrace, line_of, read_lines, read_trace
+from structcot.traces import UnusableTrace, line_of, read_lines, read_record, read_trace
 
 RESPONSE_FIELDS = ("response", "completion", "output")
 
@@ -107,7 +106,7 @@ def _cases(source: str, entries: deque[_Entry], counts: _Counts) -> Iterator[Cas
     """Read cases, and leave each line in `entries` on the way."""
     for place, line in read_lines(source):
         try:
-            record = _record_of(line)
+            record = read_record(line)
             case = case_of(record, place, line)
         except UnusableTrace as error:
             counts.unusable[str(error)] += 1
@@ -145,20 +144,6 @@ def _facts(counts: _Counts) -> dict[str, Any]:
         "judged_before": counts.judged_before,
         "agreeing": counts.agreeing,
     }
-
-
-def _record_of(line: bytes) -> dict[str, Any]:
-    if not line.strip():
-        raise UnusableTrace("a blank line")
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UnusableTrace(f"not JSON: {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8, a number of thousands of digits, brackets thousands deep
-        raise UnusableTrace(f"not JSON that can be read: {type(error).__name__}") from error
-    if not isinstance(record, dict):
-        raise UnusableTrace("not a JSON object")
-    return record
 
 
 def _text(record: Mapping[str, Any], name: str) -> str | None:

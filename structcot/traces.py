@@ -75,11 +75,11 @@ def read_lines(path: str, name: str = "") -> Iterator[tuple[str, bytes]]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; give a file of JSON lines, or - for standard input") from error
 
 
-def read_trace(source: str, line: bytes, field: str = "") -> Trace:
-    """Read one line; `field` names the field of the answer where the format is none of the known.
+def read_record(line: bytes) -> dict[str, Any]:
+    """Read one line as a JSON object.
 
     Raises:
-        UnusableTrace: if it is no JSON object, or holds no answer.
+        UnusableTrace: if it is none.
     """
     if not line.strip():
         raise UnusableTrace("a blank line")
@@ -91,6 +91,16 @@ def read_trace(source: str, line: bytes, field: str = "") -> Trace:
         raise UnusableTrace(f"not JSON that can be read: {type(error).__name__}") from error
     if not isinstance(record, dict):
         raise UnusableTrace("not a JSON object")
+    return record
+
+
+def read_trace(source: str, line: bytes, field: str = "") -> Trace:
+    """Read one line; `field` names the field of the answer where the format is none of the known.
+
+    Raises:
+        UnusableTrace: if it is no JSON object, or holds no answer.
+    """
+    record = read_record(line)
     place = (field,) if field else _find(record)
     text: Any = record
     for key in place:

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from structcot.data.records import Message
-from structcot.data.turns import TEMPLATE_ERRORS, UnfitRecord, chat_template, lay_out
+from structcot.data.turns import TEMPLATE_ERRORS
 from structcot.device import choose_device
 from structcot.errors import ConfigError, ModelError
 from structcot.eval.batching import Batcher, Row
 from structcot.eval.decoding import Endings, random_numbers
 from structcot.eval.engine import Engine, Output, Request, Sampling
 from structcot.eval.grouped_attention import register
+from structcot.eval.prompt_tokens import end_of_turn, prompt_tokens
 from structcot.export_files import ADAPTER_WEIGHTS
 from structcot.fetch import resolve_model
 
@@ -96,13 +96,8 @@ class Embedded:
             yield _output(requests[row.index], row, endings)
 
     def _encode(self, request: Request) -> list[int]:
-        if not request.messages:
-            return list(self.tokenizer(request.prompt)["input_ids"])
-        if not self.tokenizer.chat_template:
-            raise ConfigError(f"{self.name}: has no chat template for messages; use an instruction-tuned model, or give plain prompts")
-        turns = [{"role": role, "content": content} for role, content in request.messages]
         try:
-            return list(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"])
+            return prompt_tokens(self.tokenizer, self.name, request)
         except TEMPLATE_ERRORS as error:
             raise ConfigError(
                 f"{self.name}: the chat template refuses the messages of {request.key}, with roles"
@@ -200,16 +195,5 @@ def merge_adapter(model: Any, adapter: Path) -> Any:
 def _ending_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Every token that ends a turn: as the generation config says, the tokenizer, and the chat template."""
     configured = model.generation_config.eos_token_id
-    ids = {*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id, _end_of_turn(tokenizer)}
+    ids = {*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id, end_of_turn(tokenizer)}
     return frozenset(int(index) for index in ids if index is not None)
-
-
-def _end_of_turn(tokenizer: Any) -> int | None:
-    """The special token with which the chat template ends an assistant's turn, if it does: a base model's own end is another one."""
-    if not tokenizer.chat_template:
-        return None
-    trial = [Message(role="user", content="Question"), Message(role="assistant", content="Answer")]
-    try:
-        return lay_out(trial, chat_template(tokenizer)).turns[-1].end_id
-    except UnfitRecord:
-        return None

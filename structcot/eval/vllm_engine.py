@@ -18,10 +18,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from structcot.data.records import Message
-from structcot.data.turns import TEMPLATE_ERRORS, UnfitRecord, chat_template, lay_out
+from structcot.data.turns import TEMPLATE_ERRORS
 from structcot.errors import ConfigError, ServerError
 from structcot.eval.engine import Engine, Output, Request, Sampling
+from structcot.eval.prompt_tokens import end_of_turn, prompt_tokens
 from structcot.eval.seeds import seed_of
 from structcot.fetch import resolve_model
 
@@ -40,7 +40,7 @@ class _Opened:
     name: str
     engine: Any
     tokenizer: Any
-    turn_ends: frozenset[int]
+    end_of_turn: int | None
     adapter: Any
     params: type[Any]
     failure: type[Exception]
@@ -93,7 +93,7 @@ def open_vllm(
         name=model_dir,
         engine=llm.llm_engine,
         tokenizer=tokenizer,
-        turn_ends=_turn_ends(tokenizer),
+        end_of_turn=end_of_turn(tokenizer),
         adapter=lora_request("adapter", 1, adapter) if adapter else None,
         params=vllm.SamplingParams,
         failure=failure,
@@ -143,17 +143,6 @@ def _lora_options(adapter: str) -> dict[str, Any]:
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": sizes[0]}
 
 
-def _turn_ends(tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a turn by the chat template; those that end a text vLLM knows from the model's configs."""
-    if not tokenizer.chat_template:
-        return frozenset()
-    trial = [Message(role="user", content="Question"), Message(role="assistant", content="Answer")]
-    try:
-        return frozenset(turn.end_id for turn in lay_out(trial, chat_template(tokenizer)).turns)
-    except UnfitRecord:  # a template that ends no turn
-        return frozenset()
-
-
 def _outputs(opened: _Opened, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
     """Keep as many requests in vLLM as it writes at a time, and yield what is finished after each of its steps."""
     todo = iter(requests)
@@ -184,18 +173,8 @@ def _outputs(opened: _Opened, requests: Sequence[Request], sampling: Sampling) -
 
 
 def _tokens(opened: _Opened, request: Request) -> list[int]:
-    """The prompt as the chat template writes it, or plain text with the tokens that the tokenizer begins every text with.
-
-    Raises:
-        ConfigError: if there are messages and no chat template that takes them.
-    """
-    if not request.messages:
-        return list(opened.tokenizer(request.prompt)["input_ids"])
-    if not opened.tokenizer.chat_template:
-        raise ConfigError(f"{opened.name}: has no chat template for messages; use an instruction-tuned model, or give plain prompts")
-    turns = [{"role": role, "content": content} for role, content in request.messages]
     try:
-        return list(opened.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"])
+        return prompt_tokens(opened.tokenizer, opened.name, request)
     except TEMPLATE_ERRORS as error:
         words = " ".join(str(error).split())
         raise ConfigError(f"{opened.name}: the chat template refuses the messages of {request.key}: {words}") from error
@@ -207,13 +186,14 @@ def _options(opened: _Opened, request: Request, sampling: Sampling, room: int) -
     A stop string that is a special token is given as a token, since vLLM looks for strings in a text without those.
     """
     special = {token.content: index for index, token in opened.tokenizer.added_tokens_decoder.items() if token.special}
+    ends = set() if opened.end_of_turn is None else {opened.end_of_turn}
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k or -1,  # -1 is all tokens in every version, 0 in later ones
         "max_tokens": min(sampling.max_new_tokens, room),
         "stop": [string for string in sampling.stop if string and string not in special],
-        "stop_token_ids": sorted(opened.turn_ends | {special[string] for string in sampling.stop if string in special}),
+        "stop_token_ids": sorted(ends | {special[string] for string in sampling.stop if string in special}),
         "seed": seed_of(request) if sampling.temperature else None,
     }
 
