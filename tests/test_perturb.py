@@ -446,6 +446,24 @@ def test_a_number_that_is_chosen_changes_and_keeps_its_form(text: str, fraction:
     assert_realised(stage, fraction)
 
 
+@settings(max_examples=80, deadline=None)
+@given(TEXTS, FRACTIONS, SEEDS)
+def test_a_sentence_that_is_chosen_loses_all_its_digits_and_no_other_one(text: str, fraction: float, seed: int) -> None:
+    result, stage = run(text, make_spec("digits", fraction, "clean", ["unit=sentence", "scope=thought"]), seed=seed)
+    answer = read_answer(text)
+    spared = re.compile(r"\\(?:boxed|fbox)\{[^{}]*\}")
+    assert text[: answer.thought_start] == result[: answer.thought_start]
+    assert text[answer.thought_end :] == result[answer.thought_end :]
+    changed = 0
+    for start, end in steps_at("sentence", answer.thought):
+        old, new = (spared.sub("", whole[answer.thought_start + start : answer.thought_start + end]) for whole in (text, result))
+        same = [a == b for a, b in zip(old, new, strict=True) if a in "0123456789"]
+        assert len(set(same)) <= 1
+        changed += same[:1] == [False]
+    assert changed == stage.changed == stage.chosen
+    assert_realised(stage, fraction)
+
+
 # Keywords
 
 

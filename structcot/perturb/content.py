@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 from structcot.answers import answer_span, box_spans
@@ -26,7 +27,7 @@ Replacement = tuple[int, int, str]
 
 
 def corrupt_digits(answer: Answer, spec: Spec, rng: random.Random) -> Edit:
-    """Replace a fraction of the digits or numbers of the scope.
+    """Replace a fraction of the digits or numbers of the scope, or every digit in a fraction of the sentences that hold one.
 
     With replacement "digit" each chosen digit becomes another one, a number keeps its length and its first digit stays no zero; with
     "zero-to-ten" each chosen unit becomes one of the eleven whole numbers from 0 to 10, which may be what it was. The answer in its box is
@@ -35,18 +36,19 @@ def corrupt_digits(answer: Answer, spec: Spec, rng: random.Random) -> Edit:
     Raises:
         NotApplied: if the tags are broken, there is nothing to replace, or a solution is in scope whose answer cannot be found.
     """
-    pattern = _DIGIT if spec.unit == "digit" else _NUMBER
+    pattern = _NUMBER if spec.unit == "number" else _DIGIT
     spans = scope_spans(answer, spec.scope)
     spared = [] if spec.scope == "message" else _spared(answer, spans, spec.scope)
     units = [match.span() for start, end in spans for match in pattern.finditer(answer.text, start, end)]
     units = [unit for unit in units if not any(start < unit[1] and unit[0] < end for start, end in spared)]
     if not units:
-        raise NotApplied(f"no {spec.unit} in the {PLACES[spec.scope]}")
-    chosen = _chosen(len(units), spec, rng)
-    new = {index: _replacement(answer.text, units[index], spec, rng) for index in sorted(chosen)}
-    edits = [(*units[index], text) for index, text in new.items()]
-    changed = sum(answer.text[start:end] != text for start, end, text in edits)
-    return Edit(text=_replace(answer.text, edits), units=len(units), chosen=len(edits), changed=changed)
+        raise NotApplied(f"no {'number' if spec.unit == 'number' else 'digit'} in the {PLACES[spec.scope]}")
+    groups = _by_sentence(answer.text, spans, units) if spec.unit == "sentence" else [[unit] for unit in units]
+    chosen = [groups[index] for index in sorted(_chosen(len(groups), spec, rng))]
+    edits = [[(*unit, _replacement(answer.text, unit, spec, rng)) for unit in group] for group in chosen]
+    changed = sum(any(answer.text[start:end] != text for start, end, text in group) for group in edits)
+    text = _replace(answer.text, [edit for group in edits for edit in group])
+    return Edit(text=text, units=len(groups), chosen=len(edits), changed=changed)
 
 
 def remove_keywords(answer: Answer, spec: Spec, rng: random.Random) -> Edit:
@@ -87,6 +89,15 @@ def _spared(answer: Answer, spans: Sequence[Span], scope: str) -> list[Span]:
     return spared
 
 
+def _by_sentence(text: str, spans: Sequence[Span], digits: Sequence[Span]) -> list[list[Span]]:
+    """The digits of each sentence that holds some; sentences do not reach over the border of a span."""
+    ends = [start + end for start, stop in spans for _, end in sentences(text[start:stop])]
+    groups: dict[int, list[Span]] = {}
+    for digit in digits:
+        groups.setdefault(bisect_right(ends, digit[0]), []).append(digit)
+    return list(groups.values())
+
+
 def _chosen(num_units: int, spec: Spec, rng: random.Random) -> Iterable[int]:
     if spec.choice == "coin":
         draws = [rng.random() for _ in range(num_units)]
@@ -101,7 +112,7 @@ def _replacement(text: str, unit: Span, spec: Spec, rng: random.Random) -> str:
         return str(below(11, rng))
     leads = spec.unit == "number" or not text[max(0, start - 1) : start].isdigit()
     is_long = len(old) > 1 and old[1].isdigit() if spec.unit == "number" else text[end : end + 1].isdigit()
-    if spec.unit == "digit":
+    if spec.unit != "number":
         return _other_digit(old, rng, may_be_zero=not (leads and is_long and old != "0"))
     new = old
     while new == old:

@@ -92,7 +92,7 @@ SETTINGS = {
     "gold": Setting(("wrong-answer",)),
     "prompt_prefix": Setting(("wrong-answer",), (), "", "Return your final response within \\boxed{{}}. "),
 }
-UNITS = {"digits": ("digit", "number"), "keywords": ("sentence", "passage")}
+UNITS = {"digits": ("digit", "number", "sentence"), "keywords": ("sentence", "passage")}
 
 
 def make_spec(kind: str, fraction: float, mode: str = "clean", settings: Sequence[str] = ()) -> Spec:
