@@ -14,7 +14,7 @@ from structcot.config import Section
 class TaskConfig(Section):
     """One task: a benchmark by `name`, or a set of one's own at `path`, a file or a hub id. What is left out is the benchmark's own.
 
-    `num_samples`, `temperature` and `top_p` beat those of the whole evaluation.
+    `num_samples`, `temperature`, `top_p` and `grader` beat those of the whole evaluation.
     """
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
@@ -24,6 +24,7 @@ class TaskConfig(Section):
     question: str = ""
     answer: str = ""
     template: str = ""
+    grader: Literal["", "math", "exact", "paper"] = ""
     limit: int | None = Field(default=None, ge=1)
     num_samples: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0.0)
@@ -33,7 +34,8 @@ class TaskConfig(Section):
 class SamplingConfig(Section):
     """`[sampling]`: answers to each problem, and how tokens are chosen. The defaults are the paper's: one, greedy.
 
-    `max_new_tokens` 0 takes the task's own: 32,768, as in the paper, but 2,048 for gsm8k.
+    `max_new_tokens` 0 takes the task's own: 32,768, as in the paper, but 2,048 for gsm8k. With `forced_answer_tokens` an output that is cut
+    inside its thought is also asked for an answer of so many tokens, after a forced end of the thought, which is scored apart.
     """
 
     num_samples: int = Field(default=1, ge=1, le=10_000)
@@ -41,6 +43,7 @@ class SamplingConfig(Section):
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     top_k: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(default=0, ge=0)
+    forced_answer_tokens: int = Field(default=0, ge=0)
     stop: list[str] = Field(default=[])
 
 
@@ -126,6 +129,8 @@ class EvalConfig(Section):
             raise ValueError(f"tasks: {', '.join(names)}: two have the same name; give each its own by {{name = ..., path = ...}}")
         if self.engine == "openai" and not (self.server.url and (self.server.model or self.model_name_or_path)):
             raise ValueError('server: engine = "openai" needs server.url and server.model')
+        if self.engine == "openai" and self.sampling.forced_answer_tokens:
+            raise ValueError("sampling.forced_answer_tokens: a server cannot go on from a thought; use another engine, or leave it out")
         if self.engine == "openai" and self.adapter:
             raise ValueError("adapter: a server loads its adapters itself; name the adapter as server.model")
         if self.engine != "openai" and not (self.model_name_or_path or self.adapter):

@@ -28,12 +28,14 @@ class Sampling:
 class Request:
     """One output wanted: `messages` are (role, content) turns for the chat template, or else `prompt` is plain text as it is.
 
+    `prefill` is what the model is to have written already, and goes on from; an engine behind a server takes none.
     `key` names the request, and with `seed` makes its random numbers: a request gives the same output in any batch, up to ties.
     """
 
     key: str
     messages: tuple[tuple[str, str], ...] = ()
     prompt: str = ""
+    prefill: str = ""
     seed: int = 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from structcot.console import say
 from structcot.errors import ConfigError
 from structcot.eval.config import EvalConfig
+from structcot.eval.forcing import forced_response
 from structcot.eval.problem import Problem
 from structcot.eval.samples import Sample
 from structcot.grading.case import Case, Grade
@@ -41,8 +43,8 @@ def need_graders(problems: Iterable[Problem], config: EvalConfig) -> None:
 def grade_samples(samples: Sequence[Sample], problems: Mapping[str, Problem], config: EvalConfig) -> list[dict[str, Any]]:
     """Grade every output, whatever was said of it before, and return the lines of samples.jsonl in the order of `samples`.
 
-    `problems` are by the key of a sample. What was refused has no answer; mathematics is judged by `grading.math` and by the paper's grader
-    beside it, code by its tests.
+    `problems` are by the key of a sample. What was refused has no answer; mathematics is judged by the grader of its task or `grading.math`,
+    and by the paper's grader beside it, code by its tests. Answers forced out of a thought that did not end are judged apart.
 
     Raises:
         ConfigError: if a grader or a sandbox is needed that is not there.
@@ -51,13 +53,17 @@ def grade_samples(samples: Sequence[Sample], problems: Mapping[str, Problem], co
     maths = [sample for sample in written if not problems[sample.key].tests]
     programs = [sample for sample in written if problems[sample.key].tests]
     grades = dict(zip([sample.key for sample in programs], _grades_of_programs(programs, problems, config), strict=True))
-    answers = {
-        name: dict(zip([sample.key for sample in maths], _grades_of_answers(name, maths, problems, config), strict=True))
-        for name in dict.fromkeys((config.grading.math, PAPER))
-    }
-    grades |= answers[config.grading.math]
-    papers = answers[PAPER]
-    return [sample.graded(grades.get(sample.key) or _nothing(sample), papers.get(sample.key)) for sample in samples]
+    grades |= _grades_by_task(maths, problems, config)
+    papers = _grades_of_answers(PAPER, maths, problems, config)
+    lines = [sample.graded(grades.get(sample.key) or _nothing(sample), papers.get(sample.key)) for sample in samples]
+    if not config.sampling.forced_answer_tokens:
+        return lines
+    forced = [replace(sample, output=forced_response(sample)) for sample in maths if sample.forced_output is not None]
+    judged = _grades_by_task(forced, problems, config)
+    return [
+        {**line, "forced_correct": judged[sample.key].correct if sample.key in judged else line["correct"]}
+        for sample, line in zip(samples, lines, strict=True)
+    ]
 
 
 def case_of(sample: Sample, problem: Problem) -> Case:
@@ -76,13 +82,23 @@ def _nothing(sample: Sample) -> Grade:
     return Grade(extracted="", verdict="no_answer", reason=f"nothing was generated: {sample.finish_detail}")
 
 
-def _grades_of_answers(name: str, samples: Sequence[Sample], problems: Mapping[str, Problem], config: EvalConfig) -> Iterator[Grade]:
+def _grades_by_task(samples: Sequence[Sample], problems: Mapping[str, Problem], config: EvalConfig) -> dict[str, Grade]:
+    """Grade each answer by the grader of its task, or else of the evaluation; by the key of its sample."""
+    graders = {sample.key: problems[sample.key].grader or config.grading.math for sample in samples}
+    grades: dict[str, Grade] = {}
+    for name in sorted(set(graders.values())):
+        grades |= _grades_of_answers(name, [sample for sample in samples if graders[sample.key] == name], problems, config)
+    return grades
+
+
+def _grades_of_answers(name: str, samples: Sequence[Sample], problems: Mapping[str, Problem], config: EvalConfig) -> dict[str, Grade]:
     if not samples:
-        return
+        return {}
     cases = (case_of(sample, problems[sample.key]) for sample in samples)
     jobs = min(config.grading.jobs or num_processes(), len(samples))
     with GraderPool(GRADERS[name], jobs=jobs, limit_seconds=config.grading.limit_seconds) as pool:
-        yield from tqdm(pool.map(cases), total=len(samples), desc=f"grader {name}", unit="answer", mininterval=1.0, dynamic_ncols=True)
+        grades = tqdm(pool.map(cases), total=len(samples), desc=f"grader {name}", unit="answer", mininterval=1.0, dynamic_ncols=True)
+        return dict(zip([sample.key for sample in samples], grades, strict=True))
 
 
 def _grades_of_programs(samples: Sequence[Sample], problems: Mapping[str, Problem], config: EvalConfig) -> Iterator[Grade]:

@@ -19,7 +19,7 @@ class Problem:
 
     Mathematics has a `gold` answer (see structcot.grading.case); code has `tests`, of which all must pass, and `entry_point`, the name of
     the function that they call: "" for programs that read standard input. `starter_code` is shown with the question. `group` is the split
-    that results are also given by: a difficulty, a level, a subject.
+    that results are also given by: a difficulty, a level, a subject. `grader` beats the one of the evaluation.
     """
 
     id: str
@@ -32,3 +32,4 @@ class Problem:
     entry_point: str = ""
     starter_code: str = ""
     group: str = ""
+    grader: str = ""

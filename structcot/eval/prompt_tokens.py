@@ -11,7 +11,7 @@ from structcot.eval.engine import Request
 
 
 def prompt_tokens(tokenizer: Any, name: str, request: Request) -> list[int]:
-    """The prompt as the chat template writes it, or plain text with the tokens that the tokenizer begins every text with.
+    """The prompt as the chat template writes it, or plain text with the tokens that the tokenizer begins every text with; then the prefill.
 
     `name` is the model's, for messages to the user.
 
@@ -19,12 +19,13 @@ def prompt_tokens(tokenizer: Any, name: str, request: Request) -> list[int]:
         ConfigError: if there are messages and no chat template.
         TemplateError, ValueError ...: one of `structcot.data.turns.TEMPLATE_ERRORS`, if the template refuses the messages.
     """
+    begun = list(tokenizer(request.prefill, add_special_tokens=False)["input_ids"]) if request.prefill else []
     if not request.messages:
-        return list(tokenizer(request.prompt)["input_ids"])
+        return [*tokenizer(request.prompt)["input_ids"], *begun]
     if not tokenizer.chat_template:
         raise ConfigError(f"{name}: has no chat template for messages; use an instruction-tuned model, or give plain prompts")
     turns = [{"role": role, "content": content} for role, content in request.messages]
-    return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"])
+    return [*tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"], *begun]
 
 
 def end_of_turn(tokenizer: Any) -> int | None:

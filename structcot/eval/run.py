@@ -23,10 +23,11 @@ from structcot.errors import ConfigError, MismatchError, StoppedWithCheckpoint, 
 from structcot.eval.config import EvalConfig, TaskConfig
 from structcot.eval.engine import Request, Sampling
 from structcot.eval.engines import open_engine
+from structcot.eval.forcing import force_answers, is_to_force
 from structcot.eval.grading import grade_samples, need_graders
 from structcot.eval.prompts import PromptStyle, messages_of, prompt_styles
 from structcot.eval.report import write_reports
-from structcot.eval.samples import SampleFile, Wanted, sample_of, turns_of
+from structcot.eval.samples import Sample, SampleFile, Wanted, sample_of, turns_of
 from structcot.eval.subject import Subject, find_subject
 from structcot.eval.summary import compare, summarise
 from structcot.eval.tasks import LoadedTask, Task, find_task, load_task
@@ -113,7 +114,7 @@ def generate(file: SampleFile, wanted: Sequence[Wanted], subject: Subject, confi
     missing = {one.key: one for one in wanted if one.key not in file.samples}
     if len(missing) < len(wanted):
         say(f"{len(wanted) - len(missing)} of {len(wanted)} outputs are there already")
-    if not missing:
+    if not missing and not to_force(file, config):
         return
     engine = open_engine(subject, config)
     with file:
@@ -127,6 +128,14 @@ def generate(file: SampleFile, wanted: Sequence[Wanted], subject: Subject, confi
                     num_tokens += output.completion_tokens
                     bar.set_postfix_str(f"{num_tokens / (time.perf_counter() - start_seconds):,.0f} tokens/s", refresh=False)
                     bar.update(1)
+        sampling = Sampling(max_new_tokens=config.sampling.forced_answer_tokens, stop=tuple(config.sampling.stop))
+        for sample in force_answers(to_force(file, config), {one.key: one for one in wanted}, engine, sampling, config.seed):
+            file.append(sample)
+
+
+def to_force(file: SampleFile, config: EvalConfig) -> list[Sample]:
+    """The outputs that are still to be asked for an answer after a forced end of their thought."""
+    return [sample for sample in file.samples.values() if is_to_force(sample)] if config.sampling.forced_answer_tokens else []
 
 
 def identity_of(subject: Subject, config: EvalConfig) -> dict[str, Any]:

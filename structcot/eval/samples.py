@@ -40,7 +40,9 @@ class Wanted:
 class Sample:
     """A line of samples.jsonl. `verdict` is one of `structcot.grading.case.VERDICTS`, "" while the output is not graded.
 
-    `paper_correct` is what the grader of the paper says, None for code. `seconds` are those of the generation.
+    `paper_correct` is what the grader of the paper says, None for code. `seconds` are those of the generation. `forced_output` is what the
+    model wrote after a forced end of its thought (`structcot.eval.forcing`), None where nothing was forced; `forced_correct` counts that in
+    place of the output, None where it was not asked for.
     """
 
     task: str
@@ -61,6 +63,8 @@ class Sample:
     correct: bool = False
     reason: str = ""
     paper_correct: bool | None = None
+    forced_output: str | None = None
+    forced_correct: bool | None = None
 
     @property
     def key(self) -> str:

@@ -51,6 +51,7 @@ class _Table:
     ending_S: list[str] = field(default_factory=list)
     answer_S: list[str] = field(default_factory=list)
     paper_S: list[bool | None] = field(default_factory=list)
+    forced_S: list[bool | None] = field(default_factory=list)
     seen: set[tuple[str, int]] = field(default_factory=set)
     has_gold: bool = False
 
@@ -74,6 +75,7 @@ class _Table:
         self.ending_S.append(sample["ending"])
         self.answer_S.append(sample["extracted"])
         self.paper_S.append(sample.get("paper_correct"))
+        self.forced_S.append(sample.get("forced_correct"))
         self.has_gold = self.has_gold or bool(sample["gold"])
 
     def count_P(self) -> np.ndarray:
@@ -92,6 +94,7 @@ def summarise(samples: Iterable[Mapping[str, Any]], seed: int = 0) -> dict[str, 
     `samples`, their number. Every accuracy is a share between 0 and 1 with its 95 % `interval`. Lengths are in tokens, of the outputs that
     were begun; `tokens.all` is None where there is none. The `budget_accuracy` of a task is its accuracy if outputs longer than each of
     `budget_tokens` were wrong.
+    `forced` is the accuracy that counts answers after a forced end of the thought, None where that was not asked for.
     `groups` splits a task by difficulty, level or subject; the accuracy of the task is over all its problems, so larger groups weigh more.
 
     Raises:
@@ -166,6 +169,7 @@ def _task_facts(table: _Table, budgets: Sequence[int], seed: int) -> dict[str, A
         "bootstrap_interval": list(bootstrap_interval(means_P, seed)),
         "pass_at_k": {str(k): float(pass_at_k(count_P, right_P, k).mean()) for k in powers_of_two(int(count_P.min()))},
         "paper_grader_accuracy": _mean_over_problems(table, table.paper_S) if None not in table.paper_S else None,
+        "forced": _forced(table, count_P) if None not in table.forced_S else None,
         "majority_vote": _majority(table) if count_P.max() > 1 and table.has_gold else None,
         "groups": _groups(table, means_P, count_P),
         "verdicts": {verdict: table.verdict_S.count(verdict) for verdict in VERDICTS},
@@ -182,6 +186,12 @@ def _task_facts(table: _Table, budgets: Sequence[int], seed: int) -> dict[str, A
 
 def _accuracy(means_P: np.ndarray, count_P: np.ndarray) -> dict[str, Any]:
     return {"accuracy": float(means_P.mean()), "interval": list(accuracy_interval(means_P, count_P))}
+
+
+def _forced(table: _Table, count_P: np.ndarray) -> dict[str, Any]:
+    """The accuracy where a thought that did not end was made to."""
+    right_P = np.bincount(table.problem_S, weights=np.array(table.forced_S, dtype=float), minlength=len(table.problems))
+    return _accuracy(right_P / count_P, count_P)
 
 
 def _mean_over_problems(table: _Table, values_S: Sequence[bool | None]) -> float:

@@ -34,7 +34,7 @@ class Task:
     """A set of problems. `path` is a file or a hub id; of a hub data set the `files` (patterns) of `revision` are read.
 
     Only rows whose `url` holds `url_part` count. `question` and `answer` name fields where they are not found by themselves; `template`
-    beats the one of the prompt style. `max_new_tokens` is how long outputs may be where the config does not say. `num_problems` 0 and
+    beats the one of the prompt style, `grader` that of the evaluation. `max_new_tokens` is how long outputs may be where the config does not say. `num_problems` 0 and
     `answers_sha256` "" mean that nothing is known of them.
     """
 
@@ -46,6 +46,7 @@ class Task:
     question: str = ""
     answer: str = ""
     template: str = ""
+    grader: str = ""
     max_new_tokens: int = 32768
     num_problems: int = 0
     answers_sha256: str = ""
@@ -140,7 +141,7 @@ def find_task(asked: TaskConfig) -> Task:
             f'tasks: "{asked.name}" is no benchmark{nearest(asked.name, list(TASKS))}; use {", ".join(TASKS)}, or give a path'
         )
     own = {"path": asked.path, "files": tuple(asked.files), "revision": asked.revision or "main"} if asked.path else {}
-    named = {"question": asked.question, "answer": asked.answer, "template": asked.template}
+    named = {"question": asked.question, "answer": asked.answer, "template": asked.template, "grader": asked.grader}
     return replace(known or Task(name=asked.name, path=asked.path), **own, **{name: value for name, value in named.items() if value})
 
 
@@ -158,7 +159,7 @@ def load_task(task: Task, data_dir: str = "") -> LoadedTask:
         try:
             if isinstance(row, Rejected):
                 raise BadRow(row.reason)
-            problems.append(read_problem(row, number, task.question, task.answer))
+            problems.append(replace(read_problem(row, number, task.question, task.answer), grader=task.grader))
         except BadRow as error:
             bad.append(f"{source}: {error}")
     if bad:
