@@ -39,11 +39,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="a path, a hub id, smollm2-135m, or countdown")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a path, a hub id, smollm2-135m, countdown, or mazes")],
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="where to put it")] = None,
     revision: Annotated[str, typer.Option(help="branch, tag or commit on the hub")] = "main",
-    num_records: Annotated[int, typer.Option(min=1, help="countdown: how many demonstrations")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="countdown: seed of problems, search and wording")] = 0,
+    num_records: Annotated[int, typer.Option(min=1, help="countdown, mazes: how many demonstrations")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="countdown, mazes: seed of problems, search and wording")] = 0,
     difficulty: Annotated[str, typer.Option(help="countdown: easy (3 or 4 numbers), medium, or hard (6 numbers, long searches)")] = "easy",
     json_file: JsonFile = None,
 ) -> None:
@@ -239,6 +239,25 @@ def grade(
     facts = grade_records(source, to, grader, settings or ())
     print(summary_of(facts), file=sys.stderr if to == "-" else sys.stdout)
     _write_json(json_file, facts)
+
+
+@app.command()
+def study(
+    config: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="TOML file of the study")],
+    overrides: Overrides = None,
+    jobs: Annotated[int, typer.Option(min=1, help="cells at once, each with its share of cores and GPUs")] = 1,
+    cell: Annotated[str, typer.Option(metavar="NAME", help="run this cell only: its name, or its number in --dry-run")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print every cell with its commands, and run nothing")] = False,
+    slurm: Annotated[Path | None, typer.Option(metavar="FILE", help="write an array job for sbatch, and run nothing")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Perturb, train, evaluate, compare: a whole study of what teaches; goes on where an earlier call was stopped."""
+    from structcot.study.command import study as run
+
+    outcome = run(config, overrides or (), jobs=jobs, cell=cell, dry_run=dry_run, slurm=slurm)
+    _write_json(json_file, outcome.facts)
+    if outcome.missing:
+        raise StructcotError(f"{config}: {len(outcome.missing)} cells are not done, see above; the same command tries them again")
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""A study: demonstrations -> variants -> training -> evaluation -> tests of differences -> report."""
