@@ -73,8 +73,11 @@ def test_forced_answers_are_scored_beside_the_plain_ones(tmp_path: Path, chat_mo
     assert task["forced"]["accuracy"] == pytest.approx(2 / 3)  # "looping" is forced to say 4, which is wrong
     assert [request.prefill for request in asked if request.prefill] == [f"{CLOSED}\n\n"] * 2
     lines = {line["problem_id"]: line for line in map(json.loads, (tmp_path / "eval" / "samples.jsonl").open(encoding="utf-8"))}
-    assert lines["right"]["output"] == OPEN and not lines["right"]["correct"] and lines["right"]["forced_correct"]
-    assert lines["ends"]["forced_output"] is None and lines["ends"]["forced_correct"]
+    assert lines["right"]["output"] == OPEN
+    assert not lines["right"]["correct"]
+    assert lines["right"]["forced_correct"]
+    assert lines["ends"]["forced_output"] is None
+    assert lines["ends"]["forced_correct"]
 
 
 def test_a_second_call_forces_nothing_again(tmp_path: Path, chat_model: Path, asked: list[Request]) -> None:

@@ -43,8 +43,9 @@ def need_graders(problems: Iterable[Problem], config: EvalConfig) -> None:
 def grade_samples(samples: Sequence[Sample], problems: Mapping[str, Problem], config: EvalConfig) -> list[dict[str, Any]]:
     """Grade every output, whatever was said of it before, and return the lines of samples.jsonl in the order of `samples`.
 
-    `problems` are by the key of a sample. What was refused has no answer; mathematics is judged by the grader of its task or `grading.math`,
-    and by the paper's grader beside it, code by its tests. Answers forced out of a thought that did not end are judged apart.
+    `problems` are by the key of a sample. What was refused has no answer; mathematics is judged by the grader of its task, or by
+    `grading.math`, and by the paper's grader beside it, code by its tests. Answers that were forced out of a thought which did not end are
+    judged apart.
 
     Raises:
         ConfigError: if a grader or a sandbox is needed that is not there.

@@ -34,8 +34,8 @@ class Task:
     """A set of problems. `path` is a file or a hub id; of a hub data set the `files` (patterns) of `revision` are read.
 
     Only rows whose `url` holds `url_part` count. `question` and `answer` name fields where they are not found by themselves; `template`
-    beats the one of the prompt style, `grader` that of the evaluation. `max_new_tokens` is how long outputs may be where the config does not say. `num_problems` 0 and
-    `answers_sha256` "" mean that nothing is known of them.
+    beats the one of the prompt style, `grader` that of the evaluation. `max_new_tokens` is how long outputs may be where the config does
+    not say. `num_problems` 0 and `answers_sha256` "" mean that nothing is known of them.
     """
 
     name: str

@@ -45,9 +45,13 @@ class Maze:
 
 
 def ask(start: int, goal: int, doors: Mapping[int, tuple[int, ...]]) -> str:
-    """Ask for the way from one room to another."""
-    rooms = ", ".join(f"{room}: {listed(own)}" for room, own in doors.items())
-    return f"from {start} to {goal} in {rooms}"
+    """Ask for the way from one room to another; each line is a room and its doors."""
+    return "\n".join([f"from {start} to {goal}", *(line_of(room, own) for room, own in doors.items())])
+
+
+def line_of(room: int, doors: tuple[int, ...]) -> str:
+    """A room and its doors, as the question and the search write them alike."""
+    return f"{room} {listed(doors)}"
 
 
 def listed(rooms: tuple[int, ...]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
 
-from structcot.maze.maze import Maze, listed
+from structcot.maze.maze import Maze, line_of, listed
 
 BEGIN_THOUGHT, END_THOUGHT = "<|begin_of_thought|>", "<|end_of_thought|>"
 BEGIN_SOLUTION, END_SOLUTION = "<|begin_of_solution|>", "<|end_of_solution|>"
@@ -38,10 +38,10 @@ class Search:
         if self.visits > MAX_VISITS or room in before:
             return None
         if room == self.maze.goal or (before and self.mistakes()):
-            self.steps.append(f"Try {room}, yes.")
+            self.steps.append(f"{line_of(room, self.maze.doors[room])}, yes.")
             return way
         left = self.read_doors(room)
-        self.steps.append(f"Try {room}, not {self.maze.goal}: {listed(left)}.")
+        self.steps.append(f"{line_of(room, left)}, not {self.maze.goal}.")
         while left:
             door = self.rng.choice(left)
             if found := self.explore(door, way):

@@ -1,7 +1,7 @@
 """Everything that a study of mazes needs: a model, what it learns first, demonstrations, wrong ones, and problems to choose and to test by.
 
-No maze is in two of the files, so nothing that is tested was seen before, in whatever form. Record i of a file depends on the seed, its
-file and i alone.
+No maze is in two of the files, and rooms that are read out make no maze, so nothing that is tested was seen before. Record i of a file
+depends on the seed, its file and what comes before it alone.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from random import Random
 from typing import Any
 
 from structcot.files import replacing
-from structcot.maze.maze import Maze, ask, draw_maze, listed
+from structcot.maze.maze import ROOM_NUMBERS, Maze, ask, draw_maze, line_of, listed
 from structcot.maze.model import write_model
 from structcot.maze.search import Search, demonstration, solution
 
 NUM_VALIDATION, NUM_TEST, NUM_SKILLS, NUM_HELD_OUT = 400, 1000, 400, 100
-# For each demonstration the model first sees this many mazes answered at once, and for each of these so many whose rooms it reads out.
-FIRST_PER_RECORD, READ_PER_FIRST = 2, 3
+# For each demonstration the model first sees this many mazes answered at once, and for each of these so many questions to read rooms out.
+FIRST_PER_RECORD, READ_PER_FIRST = 1.25, 3
 MAX_READ = 8
-# How often the goal that a reader compares with is the maze's own, which is seldom among the few rooms that are shown.
-UNSEEN_GOALS = 0.3
+SHOWN_GOALS = 0.7
 SLIP_RATE = 0.08
 
 
@@ -34,7 +33,7 @@ def write_mazes(directory: Path, *, num_records: int, seed: int) -> None:
     demonstrations.jsonl `num_records` careful searches, and after them as many as are held out
     wrong.jsonl          a careless search of each of these mazes that ends in a wrong answer
     validation.jsonl, test.jsonl   mazes with their answers
-    skills.jsonl         mazes whose rooms are to be read out, with what is right
+    skills.jsonl         rooms to be read out, with what is right
     """
     write_model(directory / "model", seed)
     mazes = _distinct(seed)
@@ -45,24 +44,23 @@ def write_mazes(directory: Path, *, num_records: int, seed: int) -> None:
     for name, count in (("validation", NUM_VALIDATION), ("test", NUM_TEST)):
         _write(directory / f"{name}.jsonl", (_problem(f"{name}-{number}", next(mazes)) for number in range(count)))
     rng = Random(f"mazes/{seed}/reading")
-    _write(directory / "skills.jsonl", (_reading_problem(f"skills-{number}", next(mazes), rng) for number in range(NUM_SKILLS)))
-    _write(directory / "base.jsonl", _first_records(mazes, FIRST_PER_RECORD * num_records, rng))
+    _write(directory / "skills.jsonl", (_reading_problem(f"skills-{number}", rng) for number in range(NUM_SKILLS)))
+    _write(directory / "base.jsonl", _first_records(mazes, round(FIRST_PER_RECORD * num_records), rng))
 
 
-def reading(maze: Maze, rng: Random) -> tuple[str, str]:
-    """Ask for some rooms of a maze to be read out, the goal often among them: the question and the right answer.
+def reading(rng: Random) -> tuple[str, str]:
+    """Ask for some rooms to be read out, one of them the goal more often than not: the question and the right answer.
 
-    Most questions show but a few rooms of the maze. A model learns to look a room up from those within minutes, and from whole mazes not at
-    all: in a long question the first chance hit is too seldom rewarded.
+    The rooms are drawn at random and make no maze. Most questions show but a few, with many doors: a model learns to look a room up from
+    those within minutes, and from whole mazes, in which most rooms have no door or one, not within an hour.
     """
-    rooms = list(maze.doors)
-    few, some, many = rng.randint(2, 4), rng.randint(5, 9), rng.randint(10, len(rooms))
-    shown = rooms[: rng.choice((few, few, some, many))]
-    goal = maze.goal if rng.random() < UNSEEN_GOALS else rng.choice(shown)
-    asked = rng.sample(shown, rng.randint(1, min(MAX_READ, len(shown))))
-    question = ask(rng.choice(shown), goal, {room: maze.doors[room] for room in shown})
-    read = [f"Try {room}, yes." if room == goal else f"Try {room}, not {goal}: {listed(maze.doors[room])}." for room in asked]
-    return f"{question}, look {listed(tuple(asked))}", "\n\n".join(read)
+    few, some, many = rng.randint(2, 4), rng.randint(5, 9), rng.randint(10, 18)
+    rooms = rng.sample(ROOM_NUMBERS, rng.choice((few, few, some, many)))
+    doors = {room: tuple(rng.sample(ROOM_NUMBERS, rng.randint(0, 4))) for room in rooms}
+    goal = rng.choice(rooms if rng.random() < SHOWN_GOALS else ROOM_NUMBERS)
+    asked = rng.sample(rooms, min(MAX_READ, len(rooms)))
+    read = [f"{line_of(room, doors[room])}, {'yes' if room == goal else f'not {goal}'}." for room in asked]
+    return f"{ask(rng.choice(rooms), goal, doors)}\nlook {listed(tuple(asked))}", "\n\n".join(read)
 
 
 def _distinct(seed: int) -> Iterator[Maze]:
@@ -94,15 +92,15 @@ def _first_records(mazes: Iterator[Maze], num_each: int, rng: Random) -> Iterato
         maze = next(mazes)
         yield _record(f"direct-{number:06d}", maze.question, solution(maze.path))
         for part in range(READ_PER_FIRST):
-            yield _record(f"reading-{number:06d}-{part}", *reading(next(mazes), rng))
+            yield _record(f"reading-{number:06d}-{part}", *reading(rng))
 
 
 def _problem(name: str, maze: Maze) -> dict[str, Any]:
     return {"id": name, "question": maze.question, "answer": maze.answer}
 
 
-def _reading_problem(name: str, maze: Maze, rng: Random) -> dict[str, Any]:
-    question, answer = reading(maze, rng)
+def _reading_problem(name: str, rng: Random) -> dict[str, Any]:
+    question, answer = reading(rng)
     return {"id": name, "question": question, "answer": answer}
 
 
