@@ -1,4 +1,4 @@
-"""`structcot study` as a process of its own, with another end than the report, and on request with stand-ins for its commands.
+"""`structcot study` as a process of its own: the real one, or on request with stand-ins for its commands and for its end.
 
 Imports nothing heavy, so that a test may start many of them.
 """
@@ -26,7 +26,7 @@ def stand_in_of(stage: Stage) -> list[str]:
 
 
 def gather(config: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
-    """The end of a study: the results of the cells that have any, as study.json."""
+    """The end of a study of stand-ins: the results of the cells that have any, as study.json."""
     paths = {cell.name: cell.directory / "eval" / "results.json" for cell in cells}
     facts = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
     (Path(config.output_dir) / "study.json").write_text(json.dumps(facts))
@@ -34,11 +34,12 @@ def gather(config: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    finish = runner.finish_study
     if "STAND_IN" in os.environ:
-        work.program_of, runner.POLL_SECONDS = stand_in_of, POLL_SECONDS
+        work.program_of, runner.POLL_SECONDS, finish = stand_in_of, POLL_SECONDS, gather
     print("ready", flush=True)
     try:
-        sys.exit(1 if command.study(Path(sys.argv[1]), sys.argv[2:], finish=gather).missing else 0)
+        sys.exit(1 if command.study(Path(sys.argv[1]), sys.argv[2:], finish=finish).missing else 0)
     except StructcotError as error:
         print(f"structcot: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

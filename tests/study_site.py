@@ -174,7 +174,8 @@ class StudySite:
 
     def results(self) -> dict[str, bytes]:
         """What must not depend on how often a study was interrupted."""
-        paths = [self.directory / "out" / "study.json", *sorted((self.directory / "out" / "cells").glob("*/eval/results.json"))]
+        patterns = ("study.json", "report.*", "figures/*", "cells/*/eval/results.json")
+        paths = [path for pattern in patterns for path in sorted((self.directory / "out").glob(pattern))]
         return {str(path.relative_to(self.directory)): path.read_bytes() for path in paths}
 
 

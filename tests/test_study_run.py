@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from structcot.countdown import write_countdown
-from structcot.errors import ConfigError, DataError, StructcotError
+from structcot.errors import ConfigError, DataError, StoppedWithCheckpoint, StructcotError
 from structcot.study import runner
 from structcot.study.cells import hold
 from structcot.study.progress import Standing, clock, headline, show, table
@@ -363,6 +363,18 @@ def test_a_signal_is_passed_on_and_the_same_call_goes_on(number: signal.Signals,
     assert [line["step"] for line in read_jsonl(metrics)] == [1, 2, 3, 4]
 
 
+def test_a_signal_during_the_report_says_that_all_cells_are_kept(study: StudySite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> dict:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.study_site.gather", stopped)
+        with pytest.raises(StoppedWithCheckpoint, match="stopped by SIGINT; no cell is left to run, the same command writes the report"):
+            study.call(monkeypatch)
+    assert list(study.call(monkeypatch).facts) == CELLS
+    assert study.logged("start") == STAGES
+
+
 def test_what_a_killed_study_left_running_is_waited_for(study: StudySite, monkeypatch: pytest.MonkeyPatch) -> None:
     process = study.start(STAND_IN_SECONDS="0.3")
     wait_until_logged(study, "start", "train clean-s0")
@@ -542,7 +554,13 @@ def test_a_real_smoke_study_killed_at_any_moment_ends_as_an_undisturbed_one(tmp_
     process = start_smoke(sites["killed"].directory)
     out = process.communicate(timeout=300)[0]
     assert process.returncode == DONE, out
-    assert sites["killed"].results() == sites["undisturbed"].results()
+    results = sites["killed"].results()
+    assert results == sites["undisturbed"].results()
+    assert {"out/study.json", "out/report.html", "out/report.md", "out/figures/differences.svg"} <= {*results}
+    facts = json.loads(results["out/study.json"])
+    assert [one["name"] for one in facts["variants"]] == ["base", "clean", "shuffle-100"]
+    assert facts["missing"] == []
+    assert facts["variants"][2]["losses"]["reference_on_it"] > 0
     for cell in ("base", "clean-s0", "shuffle-100-s0"):
         record = sites["killed"].record(cell)
         assert all(stage["done"] for stage in record["stages"].values())

@@ -1,14 +1,16 @@
 """From finished cells to the facts of a study: what study.json holds and the report shows.
 
 Accuracies, differences and curves are over each task by itself, and over all where there are several ("mean"). The comparisons with the
-reference within one setting and one measure are one family: their p-values are corrected together, and the noise of the seeds is pooled
-over the variants that were trained. Legend: S seeds, P problems.
+reference within one setting and one measure are one family, and so are the matched pairs: their p-values are corrected together. The noise
+of the seeds is pooled over the variants that were trained. Legend: S seeds, P problems.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,14 +53,14 @@ def analyse(config: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
         StructcotError: if a finished cell cannot be read, or cells answer different problems.
     """
     keys = stage_keys(cells)
-    unfinished = [cell for cell in cells if not is_finished(cell, keys[cell.name])]
-    done = [read_finished(cell) for cell in cells if cell not in unfinished]
+    is_done = {cell.name: is_finished(cell, keys[cell.name]) for cell in cells}
+    done = [read_finished(cell) for cell in cells if is_done[cell.name]]
+    settings = settings_of(config)
     measured = measure(done, config.reference)
     losses = measure_losses(done, config.reference)
     variants = [variant_facts(measured, place, losses) for place in measured.groups]
-    add_differences(measured, variants)
+    add_differences(measured, variants, settings[0])
     add_reference_losses(variants, config.reference)
-    settings = list(dict.fromkeys(variant["setting"] for variant in variants if variant["name"] != BASE))
     facts = {
         "title": config.title,
         "model": config.model_name_or_path,
@@ -66,8 +68,8 @@ def analyse(config: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
         "budget": config.budget,
         "seeds": config.seeds,
         "tasks": list(measured.tasks),
-        "settings": [setting.name for setting in config.settings] or [""],
-        "missing": [{"cell": cell.name, "error": read_record(cell).get("error", "")} for cell in unfinished],
+        "settings": settings,
+        "missing": [{"cell": cell.name, "error": read_record(cell)["error"]} for cell in cells if not is_done[cell.name]],
         "warnings": list(_warnings(measured)),
         "variants": variants,
         "curves": [curve for setting in settings for curve in curves_of(measured, variants, setting)],
@@ -77,6 +79,12 @@ def analyse(config: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
     return {**facts, "conclusions": conclusions(facts)}
 
 
+def settings_of(config: StudyConfig) -> list[str]:
+    """The names of the settings; those that share a base come first, since it is compared within the first of all."""
+    by_base = sorted(config.settings, key=lambda setting: bool(setting.model_name_or_path))
+    return [setting.name for setting in by_base] or [""]
+
+
 def measure(done: Iterable[Finished], reference: str) -> Measured:
     """Lay finished cells out by setting and variant, in the order of the grid.
 
@@ -84,12 +92,16 @@ def measure(done: Iterable[Finished], reference: str) -> Measured:
         StructcotError: if they do not all answer the same problems.
     """
     groups: dict[Place, list[Finished]] = {}
-    problems: dict[str, tuple[str, ...]] = {}
+    problems: dict[str, tuple[Path, tuple[str, ...]]] = {}
     for one in done:
         groups.setdefault((one.cell.setting, one.cell.variant), []).append(one)
         for task, answers in one.tasks.items():
-            if problems.setdefault(task, answers.problem_ids) != answers.problem_ids:
-                raise StructcotError(f"{one.cell.directory}: answers other problems of {task} than the other cells; remove it")
+            first, asked = problems.setdefault(task, (one.cell.directory, answers.problem_ids))
+            if asked != answers.problem_ids:
+                raise StructcotError(
+                    f"{one.cell.directory}: answers other problems of {task} than {first}; remove eval/ in the one that is out of date, and"
+                    " run the study again"
+                )
     tasks = list(problems)
     measures = [*tasks, *([MEAN] if len(tasks) > 1 else [])]
     noise = {}
@@ -143,11 +155,12 @@ def variant_facts(measured: Measured, place: Place, losses: Mapping[str, float])
     }
 
 
-def add_differences(measured: Measured, variants: Sequence[Variant]) -> None:
-    """Compare each variant with the reference of its setting; a base that settings share, with that of the first one."""
+def add_differences(measured: Measured, variants: Sequence[Variant], home: str) -> None:
+    """Compare each variant with the reference of its setting; a base that settings share, with that of the setting `home`."""
     references = {one["setting"]: one for one in variants if one["name"] == measured.reference}
     for setting, reference in references.items():
-        family = [one for one in variants if one is not reference and one["setting"] in (setting, "") and one["difference"] is None]
+        own = (setting, "") if setting == home else (setting,)
+        family = [one for one in variants if one is not reference and one["setting"] in own]
         for measure_ in measured.measures:
             theirs = right_of(measured, reference, measure_)
             arms = [(one, right_of(measured, one, measure_)) for one in family]
@@ -167,19 +180,21 @@ def add_reference_losses(variants: Sequence[Variant], reference: str) -> None:
 
 
 def curves_of(measured: Measured, variants: Sequence[Variant], setting: str) -> Iterator[dict[str, Any]]:
-    """Accuracy against the fraction for each kind of perturbation, from the reference at 0 on."""
+    """Accuracy against the fraction for each perturbation, from the reference at 0 on; "kind" is what `label_of` gives."""
     own = [variant for variant in variants if variant["setting"] == setting]
     start = [variant for variant in own if variant["name"] == measured.reference]
-    for kind in dict.fromkeys(variant["kind"] for variant in own if variant["group"] in GROUPS.values()):
-        points = [*start, *sorted((variant for variant in own if variant["kind"] == kind), key=lambda variant: variant["fraction"])]
+    perturbed = sorted((variant for variant in own if variant["group"] in GROUPS.values()), key=lambda variant: variant["fraction"])
+    for label in dict.fromkeys(label_of(variant) for variant in own if variant["group"] in GROUPS.values()):
+        of_label = [variant for variant in perturbed if label_of(variant) == label]
+        points = [*start, *of_label]
         for measure_ in measured.measures if start else ():
             noise = measured.noise[setting, measure_]
             arms = [(one["fraction"], right_of(measured, one, measure_)) for one in points]
             known = [(fraction, arm) for fraction, arm in arms if arm is not None]
             slope = trend(known, noise)
             yield {
-                "kind": kind,
-                "group": GROUPS[kind],
+                "kind": label,
+                "group": of_label[0]["group"],
                 "setting": setting,
                 "task": measure_,
                 "points": [{"fraction": fraction, **_estimate(accuracy(arm, noise))} for fraction, arm in known],
@@ -188,21 +203,25 @@ def curves_of(measured: Measured, variants: Sequence[Variant], setting: str) -> 
 
 
 def matched_pairs(measured: Measured, variants: Sequence[Variant], setting: str) -> Iterator[dict[str, Any]]:
-    """Each kind of broken structure against each kind of broken content, where both are as far from the original."""
+    """Each broken structure against each broken content, where both are as far from the original; pairs of one measure are a family."""
     own = [variant for variant in variants if variant["setting"] == setting]
     reference = next((variant for variant in own if variant["name"] == measured.reference), None)
     for measure_ in measured.measures if reference else ():
         start = right_of(measured, reference, measure_) if reference else None
-        curves: dict[str, list[tuple[float, Arm]]] = {}
+        if start is None:
+            continue
+        curves: dict[str, dict[str, list[tuple[float, Arm]]]] = {"structure": {}, "content": {}}
         for one in own:
             distance, arm = (one["manipulation"] or {}).get("edit_distance"), right_of(measured, one, measure_)
-            if one["group"] in ("content", "structure") and distance is not None and arm is not None:
-                curves.setdefault(one["kind"], []).append((distance, arm))
-        for structure, content in ((a, b) for a in STRUCTURE_KINDS for b in CONTENT_KINDS if a in curves and b in curves):
-            pair = matched(start, curves[structure], curves[content], measured.noise[setting, measure_]) if start is not None else None
-            if pair is None:
-                continue
-            low, high = pair.difference.interval
+            if one["group"] in curves and distance is not None and arm is not None:
+                curves[one["group"]].setdefault(label_of(one), []).append((distance, arm))
+        found = []
+        for structure, content in product(curves["structure"], curves["content"]):
+            both = curves["structure"][structure], curves["content"][content]
+            pair = matched(start, *both, measured.noise[setting, measure_])
+            found += [(structure, content, pair)] if pair is not None else []
+        adjusted = holm([pair.difference.p_value for _, _, pair in found])
+        for (structure, content, pair), p_adjusted in zip(found, adjusted, strict=True):
             yield {
                 "task": measure_,
                 "setting": setting,
@@ -210,8 +229,13 @@ def matched_pairs(measured: Measured, variants: Sequence[Variant], setting: str)
                 "content": content,
                 "edit_distance": pair.edit_distance,
                 "difference": _estimate(pair.difference),
-                "verdict": "within noise" if low <= 0 <= high else "worse" if high < 0 else "better",
+                "verdict": verdict(pair.difference.value, p_adjusted),
             }
+
+
+def label_of(variant: Variant) -> str:
+    """The name of a perturbation without its fraction: one kind may be there twice, with other settings, and is not mixed up."""
+    return variant["name"].removesuffix(f"-{100 * variant['fraction']:g}")
 
 
 def _accuracies(measured: Measured, place: Place, share_of: Callable[[Answers], np.ndarray | None]) -> dict[str, Any] | None:

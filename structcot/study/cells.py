@@ -36,7 +36,8 @@ class Stage:
     """One command of a cell; paths are relative to the cell's directory.
 
     `results` are the files that are all there when it has ended well, `outputs` what it may write. `config` goes to NAME.toml before it
-    runs. `facts` are JSON values and `files` (paths from the current directory) those whose content decides its result.
+    runs. `facts` are JSON values and `files` (paths from the current directory) those whose content decides its result; in how many
+    `processes` it runs decides nothing.
     """
 
     name: str
@@ -46,11 +47,19 @@ class Stage:
     config: Config | EvalConfig | None = None
     facts: Mapping[str, Any]
     files: tuple[Path, ...] = ()
+    processes: int = 1
 
     @property
     def command(self) -> str:
-        """The command as a person types it."""
-        return shlex.join(("structcot", *self.arguments))
+        """The command as a person types it: ranks of a training are started by torchrun."""
+        name, *arguments = self.arguments
+        program = ("torchrun", *self.rank_options, f"structcot.{name}") if self.processes > 1 else ("structcot", name)
+        return shlex.join((*program, *arguments))
+
+    @property
+    def rank_options(self) -> tuple[str, ...]:
+        """What torchrun is told before the name of the module."""
+        return ("--standalone", "--nproc-per-node", str(self.processes), "-m")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

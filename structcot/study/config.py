@@ -46,13 +46,19 @@ class StudyData(Section):
 
 
 class Part(Section):
-    """`[train]` and `[eval]`: a config file, or none, and overrides that beat it. What the study sets beats both."""
+    """`[eval]`, and of `[train]` a part: a config file, or none, and overrides that beat it. What the study sets beats both."""
 
     config: str = ""
     overrides: list[str] = Field(default=[])
 
 
-class StudyBase(Part):
+class Training(Part):
+    """`[train]`: one training is `processes` ranks on this machine, started by torchrun where there are several. The result is the same."""
+
+    processes: int = Field(default=1, ge=1)
+
+
+class StudyBase(Training):
     """`[base]`: how the model that every cell starts from is trained first, and on what."""
 
     train: str = Field(min_length=1)
@@ -113,7 +119,7 @@ class StudyConfig(Section):
     budget: Literal["samples", "tokens"] = "samples"
     data: StudyData
     base: StudyBase | None = None
-    train: Part = Part()
+    train: Training = Training()
     eval: Part = Part()
     variants: list[VariantTable] = Field(min_length=1)
     settings: list[SettingTable] = Field(default=[])

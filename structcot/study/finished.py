@@ -19,6 +19,7 @@ from structcot.structure.keywords import count_keywords
 from structcot.structure.metrics import starts_with_reflection
 from structcot.structure.segmenters import by_marker
 from structcot.study.cells import Cell
+from structcot.study.config import BASE
 from structcot.tags import read_answer
 
 Line = Mapping[str, Any]
@@ -39,7 +40,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """One finished cell. `manipulation` is the report of its perturbation, `trained` what it was trained on; None where there was none."""
+    """One finished cell. `manipulation` is the report of its perturbation, None without one; `trained` its training, None of the base."""
 
     cell: Cell
     tasks: Mapping[str, Answers]
@@ -65,9 +66,9 @@ def read_finished(cell: Cell) -> Finished:
             tasks={task: answers_of(own) for task, own in by_task.items()},
             examples=tuple(map(_example, lines[:NUM_EXAMPLES])),
             manipulation=_manipulation(cell.directory / "data.report.json"),
-            trained=_trained(cell.directory / "run") if cell.kind or cell.variant != "base" else None,
+            trained=None if cell.variant == BASE else _trained(cell.directory / "run"),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StructcotError(f"{cell.directory}: cannot be read: {error!r}; remove it and run the study again") from error
 
 

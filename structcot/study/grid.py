@@ -63,7 +63,7 @@ def _base_cell(config: StudyConfig, setting: SettingTable | None) -> Cell:
     if config.base is not None:
         part = Part(config=config.base.config, overrides=config.base.overrides)
         train = training_config(part, (), _training_values(config, directory, model, places.base, seed), "base")
-        stages = [_training(train, directory, (places.base, *_model_files(model)))]
+        stages = [_training(train, directory, (places.base, *_model_files(model)), config.base.processes)]
         if train.tuning.method == "lora":
             arguments = ("export", str(directory / "run"), "--merge")
             stages += [Stage(name="merge", arguments=arguments, results=("run/model/certificate.json",), outputs=("run/model",), facts={})]
@@ -90,7 +90,7 @@ def _trained_cell(
     if config.budget == "tokens" and name != config.reference:
         stages += _counts(config, train, directory, own, _model_of(config, setting))
     files = (*own, places.demonstrations, *(() if config.base else _model_files(model)))
-    stages.append(_training(train, directory, files, config.budget))
+    stages.append(_training(train, directory, files, config.train.processes, config.budget))
     what = {"adapter": "adapter"} if train.tuning.method == "lora" else {"model_name_or_path": "model"}
     subject = {"model_name_or_path": model, **{key: str(directory / "run" / part) for key, part in what.items()}}
     stages.append(_evaluation(config, directory, subject, seed, ()))
@@ -154,7 +154,7 @@ def _counts(config: StudyConfig, train: Config, directory: Path, own: tuple[Path
         )
 
 
-def _training(config: Config, directory: Path, files: tuple[Path, ...], budget: str = "") -> Stage:
+def _training(config: Config, directory: Path, files: tuple[Path, ...], processes: int, budget: str = "") -> Stage:
     what = "adapter" if config.tuning.method == "lora" else "model"
     return Stage(
         name="train",
@@ -164,6 +164,7 @@ def _training(config: Config, directory: Path, files: tuple[Path, ...], budget: 
         config=config,
         facts={"config": training_facts(config), "model": _name_of(config.model_name_or_path), "budget": budget},
         files=(*files, *(Path(source.path) for source in config.data.eval)),
+        processes=processes,
     )
 
 

@@ -22,6 +22,7 @@ from structcot.config_file import load_config
 from structcot.data.render import IGNORE, RenderedSample, load_tokenizer
 from structcot.data.samples import prepare_samples
 from structcot.device import choose_device
+from structcot.errors import ModelError
 from structcot.eval.config import EvalConfig, TaskConfig
 from structcot.eval.embedded import load_model, merge_adapter
 from structcot.eval.subject import find_subject
@@ -30,6 +31,7 @@ from structcot.study.cells import Cell, content_hash
 from structcot.study.finished import Finished
 
 LOSSES = "losses.json"
+TOKENS_AT_ONCE = 1024
 
 
 def measure_losses(done: Sequence[Finished], reference: str) -> dict[str, float]:
@@ -43,13 +45,15 @@ def measure_losses(done: Sequence[Finished], reference: str) -> dict[str, float]
     references = {(one.cell.setting, one.cell.seed): one.cell for one in done if one.cell.variant == reference}
     measured: dict[str, float] = {}
     for place, trained in references.items():
-        cells = [one.cell for one in done if (one.cell.setting, one.cell.seed) == place and held_out_of(one.cell).is_file()]
-        keys = [json_sha256([learned_sha256(trained), content_hash(held_out_of(cell))]) for cell in cells]
-        missing = [(cell, key) for cell, key in zip(cells, keys, strict=True) if _kept(cell, key) is None]
-        losses = run_losses(trained.directory / "run", [held_out_of(cell) for cell, _ in missing])
-        for (cell, key), loss in zip(missing, losses, strict=True):
-            write_json(cell.directory / LOSSES, {"key": key, "loss": loss})
-        measured |= {cell.name: loss for cell, key in zip(cells, keys, strict=True) if (loss := _kept(cell, key)) is not None}
+        cells = [one.cell for one in done if (one.cell.setting, one.cell.seed) == place and _has_held_out(one.cell)]
+        keys = {cell.name: json_sha256([learned_sha256(trained), content_hash(held_out_of(cell))]) for cell in cells}
+        known = {cell.name: loss for cell in cells if (loss := _kept(cell, keys[cell.name])) is not None}
+        missing = [cell for cell in cells if cell.name not in known]
+        losses = run_losses(trained.directory / "run", [held_out_of(cell) for cell in missing])
+        for cell, loss in zip(missing, losses, strict=True):
+            write_json(cell.directory / LOSSES, {"key": keys[cell.name], "loss": loss})
+            known[cell.name] = loss
+        measured |= known
     return measured
 
 
@@ -80,12 +84,23 @@ def samples_of(demonstrations: Path, config: Config, model_dir: Path) -> list[Re
 
 @torch.inference_mode()
 def mean_loss(model: Any, samples: Iterable[RenderedSample], device: torch.device) -> float:
-    """Mean negative log-likelihood of the supervised tokens of all samples together, one sample at a time; summed in fp64."""
+    """Mean negative log-likelihood of the supervised tokens of all samples together, one sample at a time; summed in fp64.
+
+    Raises:
+        ModelError: if the memory of the GPU does not suffice.
+    """
     total, num_supervised = 0.0, 0
     for sample in samples:
         tokens_T, labels_T = (torch.from_numpy(array_T.astype(np.int64)).to(device) for array_T in (sample.tokens_T, sample.labels_T))
-        logits_TV = model(input_ids=tokens_T[None], use_cache=False).logits[0]
-        total += float(torch.nn.functional.cross_entropy(logits_TV.float(), labels_T, ignore_index=IGNORE, reduction="sum").double())
+        try:
+            logits_TV = model(input_ids=tokens_T[None], use_cache=False).logits[0]
+            # In fp32 the logits of a long sample would need more memory than a small model.
+            for some_TV, some_T in zip(logits_TV.split(TOKENS_AT_ONCE), labels_T.split(TOKENS_AT_ONCE), strict=True):
+                total += float(torch.nn.functional.cross_entropy(some_TV.float(), some_T, ignore_index=IGNORE, reduction="sum"))
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"{sample.source}: {len(tokens_T)} tokens are too many for the memory of the GPU; make room there, or hold out shorter ones"
+            ) from error
         num_supervised += int((labels_T != IGNORE).sum())
     return total / num_supervised
 
@@ -95,6 +110,12 @@ def held_out_of(cell: Cell) -> Path:
     return cell.held_out or cell.directory / "held_out.jsonl"
 
 
+def _has_held_out(cell: Cell) -> bool:
+    """Whether a cell has any; a perturbation may have left all of them out."""
+    path = held_out_of(cell)
+    return path.is_file() and path.stat().st_size > 0
+
+
 def learned_sha256(cell: Cell) -> str:
     """Hash of the metrics of a run: two runs that have learned the same have the same losses at every step."""
     with (cell.directory / "run" / "metrics.jsonl").open(encoding="utf-8") as file:
@@ -102,6 +123,9 @@ def learned_sha256(cell: Cell) -> str:
 
 
 def _kept(cell: Cell, key: str) -> float | None:
-    path = cell.directory / LOSSES
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return record.get("loss") if record.get("key") == key else None
+    """What was measured before under this key; None where nothing was, or cannot be read."""
+    try:
+        record = json.loads((cell.directory / LOSSES).read_text(encoding="utf-8"))
+        return float(record["loss"]) if record["key"] == key else None
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None

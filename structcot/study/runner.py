@@ -96,10 +96,18 @@ def run_study(config: StudyConfig, *, jobs: int = 1, cell: str = "", finish: Fin
         if any(one.status not in (DONE, FAILED) for one in schedule.standings.values()):
             done = sum(one.status == DONE for one in schedule.standings.values())
             raise StoppedWithCheckpoint(f"stopped by {stop.signal_name}; {done} of {len(asked)} cells are done, the same command goes on")
-        return Outcome(facts={} if cell else finish(config, cells), missing=schedule.missing)
+        return Outcome(facts={} if cell else _finished(finish, config, cells), missing=schedule.missing)
     finally:
         if held is not None:
             held.close()
+
+
+def _finished(finish: Finish, config: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Call `finish`; Ctrl-C during it loses nothing but the report."""
+    try:
+        return finish(config, cells)
+    except KeyboardInterrupt as error:
+        raise StoppedWithCheckpoint("stopped by SIGINT; no cell is left to run, the same command writes the report") from error
 
 
 def make_schedule(cells: Sequence[Cell], config: StudyConfig, keys: Keys, jobs: int) -> Schedule:

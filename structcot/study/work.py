@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +22,10 @@ from structcot.study.resolved import PROBLEMS, of_as_many_steps, of_as_many_toke
 from structcot.study.sources import count_lines, places_of, system_prompt_of
 
 LAST_LINES, LAST_BYTES = 5, 65536
-PROMPT, SAYS = "$ structcot ", "structcot: "
+PROMPTS, SAYS = ("$ structcot ", "$ torchrun "), "structcot: "
+# Stands in the lines that torchrun logs when a rank has ended badly, before it says at length what the rank has said already.
+LAUNCHER_SAYS = "torch/distributed/elastic/multiprocessing/api.py"
+THREADS = "OMP_NUM_THREADS"
 Stages = dict[str, dict[str, Any]]
 
 
@@ -85,7 +89,15 @@ def take_up(cell: Cell, keys: Mapping[str, str]) -> Stages:
 def program_of(stage: Stage) -> list[str]:
     """The process that runs a stage: this Python, whatever is called `structcot` elsewhere."""
     name, *arguments = stage.arguments
-    return [sys.executable, "-m", f"structcot.{name}", *arguments]
+    launch = ("torch.distributed.run", *stage.rank_options) if stage.processes > 1 else ()
+    return [sys.executable, "-m", *launch, f"structcot.{name}", *arguments]
+
+
+def environment_of(stage: Stage, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a stage's process: its ranks share the threads of their slot, unless the user has set how many each has."""
+    if stage.processes == 1 or THREADS in os.environ or THREADS not in environment:
+        return dict(environment)
+    return {**environment, THREADS: str(max(1, int(environment[THREADS]) // stage.processes))}
 
 
 def last_words(path: Path) -> str:
@@ -94,8 +106,9 @@ def last_words(path: Path) -> str:
         file.seek(max(0, path.stat().st_size - LAST_BYTES))
         # A bar of progress draws many lines over each other.
         lines = [line.rpartition("\r")[2].strip() for line in file.read().decode("utf-8", "replace").splitlines()]
-    start = next((number + 1 for number in reversed(range(len(lines))) if lines[number].startswith(PROMPT)), 0)
-    lines = [line for line in lines[start:] if line][-LAST_LINES:]
+    start = next((number + 1 for number in reversed(range(len(lines))) if lines[number].startswith(PROMPTS)), 0)
+    end = next((number for number in range(start + 1, len(lines)) if LAUNCHER_SAYS in lines[number]), len(lines))
+    lines = [line for line in lines[start:end] if line][-LAST_LINES:]
     message = next((number for number in reversed(range(len(lines))) if lines[number].startswith(SAYS)), 0)
     return "\n".join(lines[message:]).removeprefix(SAYS)
 
@@ -110,7 +123,7 @@ def _start(cell: Cell, stage: Stage, environment: Mapping[str, str], held: IO[st
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=dict(environment),
+            env=environment_of(stage, environment),
             pass_fds=(held.fileno(),),
         )
 
