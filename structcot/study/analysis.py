@@ -30,6 +30,7 @@ GROUPS = {"wrong-answer": "answer"} | dict.fromkeys(CONTENT_KINDS, "content") | 
 FEW_FINISHED = 0.5
 Variant = dict[str, Any]
 Place = tuple[str, str]
+ShareOf = Callable[[Answers], np.ndarray | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,16 @@ class Measured:
     tasks: Sequence[str]
     measures: Sequence[str]
     noise: Mapping[Place, SeedNoise | None]
+
+
+def right_P(answers: Answers) -> np.ndarray:
+    """The share of right samples of each problem."""
+    return answers.right_P
+
+
+def forced_P(answers: Answers) -> np.ndarray | None:
+    """The same where thoughts were made to end; None if that was not asked for."""
+    return answers.forced_P
 
 
 def analyse(config: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -113,19 +124,18 @@ def measure(done: Iterable[Finished], reference: str) -> Measured:
     return Measured(reference=reference, groups=groups, tasks=tasks, measures=measures, noise=noise)
 
 
-def arm_of(own: Sequence[Finished], tasks: Sequence[str], share_of: Callable[[Answers], np.ndarray | None] | None = None) -> Arm | None:
-    """The shares of right samples of a variant (or what `share_of` gives) as an array (S, P) for each task; None where a cell lacks one."""
-    take = share_of or (lambda answers: answers.right_P)
-    shares_TS = [[take(one.tasks[task]) if task in one.tasks else None for one in own] for task in tasks]
+def arm_of(own: Sequence[Finished], tasks: Sequence[str], share_of: ShareOf = right_P) -> Arm | None:
+    """What `share_of` gives of the cells of a variant as an array (S, P) for each task; None where a cell lacks one."""
+    shares_TS = [[share_of(one.tasks[task]) if task in one.tasks else None for one in own] for task in tasks]
     known_TS = [[share_P for share_P in shares_S if share_P is not None] for shares_S in shares_TS]
     if [len(shares_S) for shares_S in known_TS] != [len(own)] * len(tasks):
         return None
     return [np.stack(shares_S) for shares_S in known_TS]
 
 
-def right_of(measured: Measured, variant: Mapping[str, Any], one: str) -> Arm | None:
-    """The right answers of a variant by one measure."""
-    return arm_of(measured.groups[variant["setting"], variant["name"]], measured.tasks if one == MEAN else [one])
+def shares_of(measured: Measured, variant: Mapping[str, Any], one: str, share_of: ShareOf = right_P) -> Arm | None:
+    """The shares of a variant by one measure."""
+    return arm_of(measured.groups[variant["setting"], variant["name"]], measured.tasks if one == MEAN else [one], share_of)
 
 
 def variant_facts(measured: Measured, place: Place, losses: Mapping[str, float]) -> Variant:
@@ -141,9 +151,10 @@ def variant_facts(measured: Measured, place: Place, losses: Mapping[str, float])
         "group": by_name.get(cell.variant) or GROUPS.get(cell.kind, "other"),
         "setting": cell.setting,
         "seeds": [one.cell.seed for one in own],
-        "accuracy": _accuracies(measured, place, lambda answers: answers.right_P),
-        "forced": _accuracies(measured, place, lambda answers: answers.forced_P),
+        "accuracy": _accuracies(measured, place, right_P),
+        "forced": _accuracies(measured, place, forced_P),
         "difference": None,
+        "forced_difference": None,
         "manipulation": _mean_facts([one.manipulation for one in own if one.manipulation]),
         "outputs": {task: _mean_facts([one.tasks[task].outputs for one in own if task in one.tasks]) for task in measured.tasks},
         "losses": {
@@ -156,20 +167,33 @@ def variant_facts(measured: Measured, place: Place, losses: Mapping[str, float])
 
 
 def add_differences(measured: Measured, variants: Sequence[Variant], home: str) -> None:
-    """Compare each variant with the reference of its setting; a base that settings share, with that of the setting `home`."""
+    """Compare each variant with the reference of its setting; a base that settings share, with that of the setting `home`.
+
+    `forced_difference` compares what is right where thoughts were made to end; the base, which has none, is left out of it.
+    """
     references = {one["setting"]: one for one in variants if one["name"] == measured.reference}
     for setting, reference in references.items():
         own = (setting, "") if setting == home else (setting,)
         family = [one for one in variants if one is not reference and one["setting"] in own]
+        trained = [one for one in family if one["name"] != BASE]
         for measure_ in measured.measures:
-            theirs = right_of(measured, reference, measure_)
-            arms = [(one, right_of(measured, one, measure_)) for one in family]
             noise = measured.noise[setting, measure_]
-            found = [(one, difference(arm, theirs, noise)) for one, arm in arms if arm is not None and theirs is not None]
-            adjusted = holm([one.p_value for _, one in found])
-            for (variant, one), p_adjusted in zip(found, adjusted, strict=True):
-                said = {"p": one.p_value, "p_adjusted": p_adjusted, "verdict": verdict(one.value, p_adjusted)}
-                variant["difference"] = {**(variant["difference"] or {}), measure_: {**_estimate(one), **said}}
+            _compare(measured, "difference", (reference, family), measure_, right_P, noise)
+            _compare(measured, "forced_difference", (reference, trained), measure_, forced_P, noise)
+
+
+def _compare(
+    measured: Measured, key: str, sides: tuple[Variant, Sequence[Variant]], measure_: str, share_of: ShareOf, noise: SeedNoise | None
+) -> None:
+    """Write under `key` of each variant of a family how it differs from the reference by one measure."""
+    reference, family = sides
+    theirs = shares_of(measured, reference, measure_, share_of)
+    arms = [(one, shares_of(measured, one, measure_, share_of)) for one in family]
+    found = [(one, difference(arm, theirs, noise)) for one, arm in arms if arm is not None and theirs is not None]
+    adjusted = holm([one.p_value for _, one in found])
+    for (variant, one), p_adjusted in zip(found, adjusted, strict=True):
+        said = {"p": one.p_value, "p_adjusted": p_adjusted, "verdict": verdict(one.value, p_adjusted)}
+        variant[key] = {**(variant[key] or {}), measure_: {**_estimate(one), **said}}
 
 
 def add_reference_losses(variants: Sequence[Variant], reference: str) -> None:
@@ -189,7 +213,7 @@ def curves_of(measured: Measured, variants: Sequence[Variant], setting: str) -> 
         points = [*start, *of_label]
         for measure_ in measured.measures if start else ():
             noise = measured.noise[setting, measure_]
-            arms = [(one["fraction"], right_of(measured, one, measure_)) for one in points]
+            arms = [(one["fraction"], shares_of(measured, one, measure_)) for one in points]
             known = [(fraction, arm) for fraction, arm in arms if arm is not None]
             slope = trend(known, noise)
             yield {
@@ -207,12 +231,12 @@ def matched_pairs(measured: Measured, variants: Sequence[Variant], setting: str)
     own = [variant for variant in variants if variant["setting"] == setting]
     reference = next((variant for variant in own if variant["name"] == measured.reference), None)
     for measure_ in measured.measures if reference else ():
-        start = right_of(measured, reference, measure_) if reference else None
+        start = shares_of(measured, reference, measure_) if reference else None
         if start is None:
             continue
         curves: dict[str, dict[str, list[tuple[float, Arm]]]] = {"structure": {}, "content": {}}
         for one in own:
-            distance, arm = (one["manipulation"] or {}).get("edit_distance"), right_of(measured, one, measure_)
+            distance, arm = (one["manipulation"] or {}).get("edit_distance"), shares_of(measured, one, measure_)
             if one["group"] in curves and distance is not None and arm is not None:
                 curves[one["group"]].setdefault(label_of(one), []).append((distance, arm))
         found = []
@@ -238,7 +262,7 @@ def label_of(variant: Variant) -> str:
     return variant["name"].removesuffix(f"-{100 * variant['fraction']:g}")
 
 
-def _accuracies(measured: Measured, place: Place, share_of: Callable[[Answers], np.ndarray | None]) -> dict[str, Any] | None:
+def _accuracies(measured: Measured, place: Place, share_of: ShareOf) -> dict[str, Any] | None:
     found = {}
     for name in measured.measures:
         arm = arm_of(measured.groups[place], measured.tasks if name == MEAN else [name], share_of)

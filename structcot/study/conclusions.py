@@ -15,7 +15,6 @@ from structcot.study.report_order import (
     NOISE,
     WORSE,
     Facts,
-    accuracy_text,
     estimate_of,
     headline_task,
     home_of,
@@ -124,7 +123,7 @@ def _trends(facts: Facts, setting: str, task: str) -> Iterator[str]:
     for verdict, way in ((WORSE, "falls"), (BETTER, "rises")):
         moved = "; ".join(f"{curve['kind']} by {_size(curve['trend'])}" for curve in curves if settled(curve["trend"]) == verdict)
         if moved:
-            yield f"By a straight line through its curve, accuracy {way} for every 10 % more of {moved}."
+            yield f"By a straight line through its curve, each by its own interval, accuracy {way} for every 10 % more of {moved}."
     steady = [curve["kind"] for curve in curves if settled(curve["trend"]) == NOISE]
     if steady:
         yield f"No slope can be told from 0 for {_join(steady)}."
@@ -152,32 +151,16 @@ def _matched(facts: Facts, setting: str, task: str) -> Iterator[str]:
 
 
 def _endings(compared: Sequence[Facts], reference: Facts, task: str) -> Iterator[str]:
-    """How much of a loss goes with thoughts that do not end: the loss where every thought is made to end, beside the plain one."""
-    forced_reference = estimate_of(reference, "forced", task)
-    if forced_reference is None:
-        return
-    ended, same = [], []
-    for variant in compared:
-        plain, forced = variant["accuracy"][task], estimate_of(variant, "forced", task)
-        if variant["group"] == "base" or settled(variant["difference"][task]) != WORSE or forced is None:
-            continue
-        if not _is_above(forced, plain):
-            same.append(variant["name"])
-            continue
-        loss, left = reference["accuracy"][task]["value"] - plain["value"], forced_reference["value"] - forced["value"]
-        rest = f"{100 * left:.1f} of {100 * loss:.1f} points of loss are left" if left > 0 else "no loss is left"
-        ended.append(f"{variant['name']} {accuracy_text(forced)} and not {accuracy_text(plain)}, {rest}")
-    if ended:
-        yield f"Not ending explains some of the loss; with every thought made to end, also of {reference['name']}: {'; '.join(ended)}."
-    if same:
-        names = _join(same)
-        yield f"For {names} it is not shown that thoughts without an end cost anything: made to end, they gain less than their intervals."
-
-
-def _is_above(one: Facts, other: Facts) -> bool:
-    """Whether an interval lies above another and has nothing in common with it."""
-    first, second = one.get("interval"), other.get("interval")
-    return bool(first and second and first[0] > second[1])
+    """What is left of each loss where every thought is made to end, also the reference's: two losses side by side, without a cause."""
+    lost = [one for one in compared if one["group"] != "base" and settled(one["difference"][task]) == WORSE]
+    forced = [(one, estimate_of(one, "forced_difference", task)) for one in lost]
+    for verdict, words in ((WORSE, "still costs"), (NOISE, "can no longer be told apart from"), (BETTER, "is better than")):
+        said = [(one, left) for one, left in forced if left is not None and settled(left) == verdict]
+        listed = "; ".join(f"{one['name']} ({_signed(left)}, and {_signed(one['difference'][task])} as it is)" for one, left in said)
+        if listed and verdict == WORSE:
+            yield f"With every thought made to end, there is still a loss for {listed}."
+        elif listed:
+            yield f"With every thought made to end, this {words} {reference['name']}: {listed}."
 
 
 def _paper(facts: Facts, compared: Sequence[Facts], reference: str, task: str) -> Iterator[str]:

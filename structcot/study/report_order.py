@@ -79,7 +79,7 @@ def label_of(variant: Facts, facts: Facts) -> str:
 
 
 def estimate_of(variant: Facts, what: str, task: str) -> Facts | None:
-    """Give the estimate of "accuracy", "forced", "difference" or "outputs" of a task; None where it is not there."""
+    """Give the estimate of "accuracy", "forced", "difference", "forced_difference" or "outputs" of a task; None where it is not there."""
     estimate = (variant.get(what) or {}).get(task)
     return estimate if estimate is not None and (what == "outputs" or estimate.get("value") is not None) else None
 

@@ -72,8 +72,9 @@ def dose_panels(facts: Facts, setting: str, task: str, key: str) -> list[Panel]:
     ends = [end for curve in curves for point in _drawn(curve["points"]) for end in (point["value"], *(point.get("interval") or ()))]
     if not ends:
         return []
-    bases = [one for one in facts["variants"] if one["group"] == "base" and one["setting"] in (setting, "")]
-    base = estimate_of(bases[0], "accuracy", task) if bases else None
+    bases = {one["setting"]: one for one in facts["variants"] if one["group"] == "base"}
+    own = bases.get(setting) or bases.get("")
+    base = estimate_of(own, "accuracy", task) if own else None
     ends += [base["value"]] if base else []
     y = nice_axis(100 * min(ends), 100 * max(ends), 5)
     panels = []

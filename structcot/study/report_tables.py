@@ -151,7 +151,7 @@ def matched_table(facts: Facts) -> Table:
             *((pair["task"],) if len(facts["tasks"]) > 1 else ()),
             _decimals(pair.get("edit_distance"), 2),
             difference_text(pair.get("difference")),
-            str(pair.get("verdict") or NONE),
+            settled(pair["difference"], pair.get("verdict")) if pair.get("difference") else NONE,
         )
         for pair in facts["matched"]
     ]

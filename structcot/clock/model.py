@@ -1,6 +1,6 @@
-"""A small model of the Qwen2 architecture that has learned nothing yet, and a tokenizer with a word for everything that mazes say.
+"""A small model of the Qwen2 architecture that has learned nothing yet, and a tokenizer with a word for everything that clock puzzles say.
 
-A room number is one token, whatever its digits are, so a wrong digit is another room and never a spelling mistake. The tokenizer is exact:
+A number is one token, whatever its digits are, so a wrong digit is another number and never a spelling mistake. The tokenizer is exact:
 what it decodes is what it was given, since text without a word of its own is spelled in bytes.
 """
 
@@ -21,10 +21,10 @@ ROWS_MULTIPLE = 64
 INITIAL_SPREAD = 0.04
 PAD, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 WORDS = (
-    *("from", "to", "look", "Need", "Wait", "going", "back", "Check", "yes", "no", "not", "none"),
+    *("make", "from", "need", "Need", "Try", "left", "Wait", "going", "back", "Check", "yes", "no", "not"),
     *("user", "assistant", "system"),
 )
-SIGNS = (":", ",", ".", "}", "\\boxed{")
+SIGNS = (":", ",", ".", "}", "\\boxed{", "+", "-", "*", "=")
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"

@@ -1,0 +1,77 @@
+"""The told search: all ways that a puzzle has, in random order, with every dead end and every step back.
+
+A careful searcher works out every operation rightly. A careless one now and then gets another hour, as a person or a model does, and does
+not notice: where the slip falls decides whether the way is passed over, or a wrong one seems right, and the search goes wrong accordingly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import product
+from random import Random
+
+from structcot.clock.puzzle import HOURS, OPERATORS, Puzzle, Way, pairs_of, ways_of, work_out
+
+BEGIN_THOUGHT, END_THOUGHT = "<|begin_of_thought|>", "<|end_of_thought|>"
+BEGIN_SOLUTION, END_SOLUTION = "<|begin_of_solution|>", "<|end_of_solution|>"
+
+
+@dataclass(slots=True, kw_only=True)
+class Search:
+    """One search. `slip_rate` is how often an operation goes wrong; one that comes again goes as it went before."""
+
+    puzzle: Puzzle
+    rng: Random
+    slip_rate: float = 0.0
+    steps: list[str] = field(default_factory=list)
+    results: dict[tuple[int, str, int], int] = field(default_factory=dict)
+
+    def run(self) -> Way:
+        """Tell the search, and return the way that it ends with: the one that seems right, or a guess where none does."""
+        starts = list(product(pairs_of(self.puzzle.numbers), OPERATORS))
+        for number, ((first, second, third), one) in enumerate(self.rng.sample(starts, len(starts))):
+            opening = "Wait, going back:" if number else "Try"
+            self.steps.append(f"{opening} {self.told(first, one, second)}, left {third}.")
+            for other in self.rng.sample(OPERATORS, len(OPERATORS)):
+                value = self.result(first, one, second)
+                self.steps.append(f"{self.told(value, other, third)}, {self.compare(self.result(value, other, third))}.")
+                if self.steps[-1].endswith("yes."):
+                    return Way(numbers=(first, second, third), operators=(one, other))
+        return self.rng.choice(ways_of(self.puzzle.numbers))
+
+    def result(self, left: int, operator: str, right: int) -> int:
+        """Work out one operation, or get it wrong."""
+        key = (left, operator, right)
+        if key not in self.results:
+            true = work_out(*key)
+            slips = self.rng.random() < self.slip_rate
+            self.results[key] = self.rng.choice([hour for hour in range(HOURS) if hour != true]) if slips else true
+        return self.results[key]
+
+    def told(self, left: int, operator: str, right: int) -> str:
+        """One operation with its result."""
+        return f"{left} {operator} {right} = {self.result(left, operator, right)}"
+
+    def compare(self, value: int) -> str:
+        """A value compared with the target, rightly or not."""
+        between = self.result(value, "-", self.puzzle.target)
+        return f"{value} - {self.puzzle.target} = {between}{'' if between else ', yes'}"
+
+    def check(self, way: Way) -> str:
+        """Tell the check of a way."""
+        (first, second, third), (one, other) = way.numbers, way.operators
+        value = self.result(first, one, second)
+        end = self.compare(self.result(value, other, third))
+        return f"Check: {self.told(first, one, second)}, {self.told(value, other, third)}, {end}."
+
+
+def demonstration(search: Search) -> tuple[str, Way]:
+    """The whole answer of a search, thought and solution, and the way that it gives."""
+    way = search.run()
+    thought = "\n\n".join((BEGIN_THOUGHT, f"Need {search.puzzle.target}.", *search.steps, search.check(way), END_THOUGHT))
+    return f"{thought}\n\n{solution(way)}", way
+
+
+def solution(way: Way) -> str:
+    """The solution section, which boxes the way."""
+    return f"{BEGIN_SOLUTION}\n\n\\boxed{{{way.text}}}\n\n{END_SOLUTION}"

@@ -1,1 +1,0 @@
-"""Mazes: a task that needs search, with its demonstrations, and a model small enough to learn it on a laptop."""
