@@ -29,7 +29,8 @@ from structcot.tags import read_answer
 seeds = st.integers(0, 10_000)
 NAMES = ("base", "demonstrations", "wrong", "validation", "test", "skills")
 EQUATION = r"(\d+) ([-+*]) (\d+) = (\d+)"
-OPENING = re.compile(rf"(Try|Wait, going back:) {EQUATION}, left (\d+)\.")
+BACK = "Wait, going back."
+OPENING = re.compile(rf"{EQUATION}, left (\d+)\.")
 TRIAL = re.compile(rf"{EQUATION}, {EQUATION}(, yes)?\.")
 CHECK = re.compile(rf"Check: {EQUATION}, {EQUATION}, {EQUATION}(, yes)?\.")
 
@@ -77,11 +78,16 @@ def follow(thought: str, question: str, *, careful: bool) -> str:
     target, numbers = asked(question)
     first, *steps, check = thought.strip().split("\n\n")
     assert first == f"Need {target}."
-    starts, trials = [], set()
+    starts, trials, is_back = [], set(), True
     for step in steps:
+        if step == BACK:
+            assert not is_back
+            is_back = True
+            continue
         if match := OPENING.fullmatch(step):
-            word, left, operator, right, result, rest = match.groups()
-            assert word == ("Wait, going back:" if starts else "Try")
+            left, operator, right, result, rest = match.groups()
+            assert is_back
+            is_back = False
             assert sorted(map(int, (left, right, rest))) == sorted(numbers)
             assert len(trials) in (0, 3)
             assert (left, operator, right) not in [start[:3] for start in starts]

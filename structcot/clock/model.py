@@ -21,7 +21,7 @@ ROWS_MULTIPLE = 64
 INITIAL_SPREAD = 0.04
 PAD, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 WORDS = (
-    *("make", "from", "need", "Need", "Try", "left", "Wait", "going", "back", "Check", "yes", "no", "not"),
+    *("make", "from", "need", "Need", "left", "Wait", "going", "back", "Check", "yes", "no", "not"),
     *("user", "assistant", "system"),
 )
 SIGNS = (":", ",", ".", "}", "\\boxed{", "+", "-", "*", "=")

@@ -30,8 +30,8 @@ class Search:
         """Tell the search, and return the way that it ends with: the one that seems right, or a guess where none does."""
         starts = list(product(pairs_of(self.puzzle.numbers), OPERATORS))
         for number, ((first, second, third), one) in enumerate(self.rng.sample(starts, len(starts))):
-            opening = "Wait, going back:" if number else "Try"
-            self.steps.append(f"{opening} {self.told(first, one, second)}, left {third}.")
+            self.steps += ["Wait, going back."] if number else []
+            self.steps.append(f"{self.told(first, one, second)}, left {third}.")
             for other in self.rng.sample(OPERATORS, len(OPERATORS)):
                 value = self.result(first, one, second)
                 self.steps.append(f"{self.told(value, other, third)}, {self.compare(self.result(value, other, third))}.")
