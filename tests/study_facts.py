@@ -45,6 +45,9 @@ def study_facts(
         reference = next(one for one in variants if one["group"] == "reference" and variant["setting"] in (one["setting"], ""))
         if variant is not reference:
             variant["difference"] = {task: _difference(one, reference["accuracy"][task]) for task, one in variant["accuracy"].items()}
+            if variant["group"] != "base":
+                forced = {task: _difference(one, reference["forced"][task]) for task, one in variant["forced"].items()}
+                variant["forced_difference"] = forced
     facts = {
         "title": "Structure and content in clock puzzles",
         "model": "clock-3m",
@@ -108,7 +111,7 @@ def bare() -> dict[str, Any]:
     """A study of one run each with nothing but accuracies: no reports of perturbations, no forced scores, no losses, no examples."""
     facts = study_facts(seeds=(0,), paper={"rows": [], "sentences": []}, missing=[], warnings=[], matched=[])
     for variant in facts["variants"]:
-        nothing = {"forced": None, "manipulation": None, "outputs": {}, "trained": None, "examples": []}
+        nothing = {"forced": None, "forced_difference": None, "manipulation": None, "outputs": {}, "trained": None, "examples": []}
         variant |= nothing | {"losses": {"reference_on_it": None, "it_on_reference": None, "reference_on_reference": None}}
     for curve in facts["curves"]:
         curve["trend"] = None
@@ -126,7 +129,7 @@ def with_gaps() -> dict[str, Any]:
         for outputs in variant["outputs"].values():
             outputs |= dict.fromkeys(list(outputs)[index % 3 :: 3])
         if index % 4 == 3:
-            variant["forced"] = None
+            variant["forced"] = variant["forced_difference"] = None
             del variant["accuracy"]["mean"], variant["difference"]["mean"], variant["outputs"]["maze"]
     for curve in facts["curves"]:
         curve["points"][1] = {"fraction": 0.5, "value": None, "interval": None}
@@ -169,6 +172,7 @@ def _variant(rng: random.Random, row: tuple[Any, ...], setting: str, tasks: tupl
         "accuracy": _with_mean(accuracy),
         "forced": _with_mean(forced),
         "difference": None,
+        "forced_difference": None,
         "manipulation": None
         if group in ("base", "reference", "other")
         else {

@@ -71,7 +71,7 @@ def names_in(directory: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", ["nonsense", "./no/such/model", "a/b/c", "../x", "no.jsonl", "", "-x/y"])
 def test_an_unknown_name_lists_what_can_be_fetched(name: str) -> None:
-    with pytest.raises(ConfigError, match="smollm2-135m, countdown, a local path, or a hub id"):
+    with pytest.raises(ConfigError, match="smollm2-135m, countdown, clock, a local path, or a hub id"):
         fetch(name)
 
 

@@ -7,7 +7,7 @@ what it decodes is what it was given, since text without a word of its own is sp
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from structcot.tags import SOLUTION_TAGS, THOUGHT_TAGS
 
@@ -40,10 +40,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, pre_tokenizers
     from transformers import Qwen2Tokenizer
 
+    make: Any = Qwen2Tokenizer  # what it takes is not what its annotations say
     numbers = [*map(str, range(100)), *(f"0{digit}" for digit in range(10))]
     spaced = [space + text for text in (*numbers, *WORDS, *SIGNS) for space in ("", " ")]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Qwen2Tokenizer(
+    tokenizer = make(
         vocab={byte: index for index, byte in enumerate(alphabet)},
         merges=[],
         unk_token=None,
@@ -56,7 +57,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     added = [*THOUGHT_TAGS[0], *SOLUTION_TAGS, "\n\n", *spaced]
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in added])
     tokenizer.chat_template = TEMPLATE
-    return tokenizer  # pyright: ignore[reportReturnType]
+    return tokenizer
 
 
 def write_model(directory: Path, seed: int) -> None:
@@ -64,7 +65,7 @@ def write_model(directory: Path, seed: int) -> None:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    tokenizer = make_tokenizer()
+    tokenizer: Any = make_tokenizer()
     config = Qwen2Config(
         vocab_size=-(-len(tokenizer) // ROWS_MULTIPLE) * ROWS_MULTIPLE,
         hidden_size=HIDDEN,
@@ -82,6 +83,6 @@ def write_model(directory: Path, seed: int) -> None:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(directory)
+        model: Any = Qwen2ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(directory)
     tokenizer.save_pretrained(str(directory))

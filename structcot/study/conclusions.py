@@ -154,13 +154,16 @@ def _endings(compared: Sequence[Facts], reference: Facts, task: str) -> Iterator
     """What is left of each loss where every thought is made to end, also the reference's: two losses side by side, without a cause."""
     lost = [one for one in compared if one["group"] != "base" and settled(one["difference"][task]) == WORSE]
     forced = [(one, estimate_of(one, "forced_difference", task)) for one in lost]
-    for verdict, words in ((WORSE, "still costs"), (NOISE, "can no longer be told apart from"), (BETTER, "is better than")):
+    words = {
+        WORSE: "there is still a loss for",
+        NOISE: f"the accuracy can no longer be told apart from that of {reference['name']} for",
+        BETTER: f"the accuracy is above that of {reference['name']} for",
+    }
+    for verdict, text in words.items():
         said = [(one, left) for one, left in forced if left is not None and settled(left) == verdict]
-        listed = "; ".join(f"{one['name']} ({_signed(left)}, and {_signed(one['difference'][task])} as it is)" for one, left in said)
-        if listed and verdict == WORSE:
-            yield f"With every thought made to end, there is still a loss for {listed}."
-        elif listed:
-            yield f"With every thought made to end, this {words} {reference['name']}: {listed}."
+        if said:
+            listed = "; ".join(f"{one['name']} ({_signed(left)}, and {_signed(one['difference'][task])} as it is)" for one, left in said)
+            yield f"With every thought made to end, {text} {listed}."
 
 
 def _paper(facts: Facts, compared: Sequence[Facts], reference: str, task: str) -> Iterator[str]:
