@@ -17,6 +17,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def clock(seconds: float) -> str:
+    """Seconds as hours:minutes:seconds."""
+    return f"{int(seconds // 3600)}:{int(seconds // 60) % 60:02d}:{int(seconds) % 60:02d}"
+
+
 class Progress:
     """Steps done, loss, tokens a second and time left, every `logging_steps` steps."""
 
@@ -53,7 +58,7 @@ class Progress:
     def _time_left(self, step: int) -> str:
         elapsed_seconds = time.perf_counter() - self._start_seconds
         seconds = elapsed_seconds / max(1, step - self.first_step) * (self.num_steps - step)
-        return f"{int(seconds // 3600)}:{int(seconds // 60) % 60:02d}:{int(seconds) % 60:02d}"
+        return clock(seconds)
 
 
 def live_line(step: int, task: str, found: dict[str, float]) -> str:

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from structcot import __version__
 from structcot.config import Config
 from structcot.errors import ConfigError
 from structcot.files import write_json, write_text
+
+LOCK = ".lock"
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,26 @@ PACKAGES = (
 )
 
 
+def hold(directory: Path) -> IO[str] | None:
+    """Make a directory and hold it until the file that comes back is closed, here and in the commands it is passed to.
+
+    So what a killed process has left running keeps what it writes to. None where another process holds it.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    file = (directory / LOCK).open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:  # some network file systems know no locks
+        log.warning("%s: cannot be locked (%s); make sure that no other run writes there", directory, error.strerror)
+    return file
+
+
 @contextmanager
 def locked(output_dir: Path) -> Iterator[None]:
     """Make the directory and hold it for this process; the lock goes with the process, however it ends.
@@ -44,17 +66,12 @@ def locked(output_dir: Path) -> Iterator[None]:
         ConfigError: if the directory cannot be written, or another process holds it.
     """
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        file = (output_dir / ".lock").open("w")
+        file = hold(output_dir)
     except OSError as error:
         raise ConfigError(f"output_dir: {output_dir} cannot be written: {error.strerror}; name a directory that can") from error
+    if file is None:
+        raise ConfigError(f"output_dir: {output_dir} is in use by another run; wait for it, or name another directory")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"output_dir: {output_dir} is in use by another run; wait for it, or name another directory") from error
-        except OSError as error:  # some network file systems know no locks
-            log.warning("%s: cannot be locked (%s); make sure that no other run writes there", output_dir, error.strerror)
         for leftover in output_dir.rglob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         yield

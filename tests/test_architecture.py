@@ -96,7 +96,7 @@ ALLOWED = {
         "structcot.eval.tasks",
         "structcot.study.config",
     ),
-    "structcot.study.cells": ("structcot.errors", "structcot.files", "structcot.config", "structcot.eval.config"),
+    "structcot.study.cells": ("structcot.errors", "structcot.files", "structcot.config", "structcot.eval.config", "structcot.rundir"),
     "structcot.study.sources": (
         "structcot.errors",
         "structcot.files",
@@ -115,7 +115,7 @@ ALLOWED = {
         "structcot.study.cells",
         "structcot.study.sources",
     ),
-    "structcot.study.progress": (),
+    "structcot.study.progress": ("structcot.console",),
     "structcot.study.slurm": ("structcot.study.cells",),
     "structcot.study.__main__": ("structcot.cli",),
     "structcot.study.statistics": ("structcot.eval.statistics",),
@@ -129,6 +129,7 @@ ALLOWED = {
         "structcot.eval.report_samples",
         "structcot.eval.endings",
         "structcot.study.report",
+        "structcot.study.statistics",
     ),
 }
 

@@ -19,8 +19,8 @@ import pytest
 
 from structcot.countdown import write_countdown
 from structcot.errors import ConfigError, DataError, StoppedWithCheckpoint, StructcotError
+from structcot.rundir import hold
 from structcot.study import runner
-from structcot.study.cells import hold
 from structcot.study.progress import Standing, clock, headline, show, table
 from tests.study_site import StudySite, make_study_site, questions_of
 from tests.tiny_models import tiny_chat_model

@@ -11,9 +11,9 @@ from itertools import product
 from random import Random
 
 from structcot.clock.puzzle import HOURS, OPERATORS, Puzzle, Way, pairs_of, ways_of, work_out
+from structcot.tags import SOLUTION_TAGS, THOUGHT_TAGS
 
-BEGIN_THOUGHT, END_THOUGHT = "<|begin_of_thought|>", "<|end_of_thought|>"
-BEGIN_SOLUTION, END_SOLUTION = "<|begin_of_solution|>", "<|end_of_solution|>"
+(BEGIN_THOUGHT, END_THOUGHT), (BEGIN_SOLUTION, END_SOLUTION) = THOUGHT_TAGS[0], SOLUTION_TAGS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,8 +34,9 @@ class Search:
             self.steps.append(f"{self.told(first, one, second)}, left {third}.")
             for other in self.rng.sample(OPERATORS, len(OPERATORS)):
                 value = self.result(first, one, second)
-                self.steps.append(f"{self.told(value, other, third)}, {self.compare(self.result(value, other, third))}.")
-                if self.steps[-1].endswith("yes."):
+                made = self.result(value, other, third)
+                self.steps.append(f"{equation(value, other, third, made)}, {self.compare(made)}.")
+                if self.result(made, "-", self.puzzle.target) == 0:
                     return Way(numbers=(first, second, third), operators=(one, other))
         return self.rng.choice(ways_of(self.puzzle.numbers))
 
@@ -50,19 +51,28 @@ class Search:
 
     def told(self, left: int, operator: str, right: int) -> str:
         """One operation with its result."""
-        return f"{left} {operator} {right} = {self.result(left, operator, right)}"
+        return equation(left, operator, right, self.result(left, operator, right))
 
     def compare(self, value: int) -> str:
         """A value compared with the target, rightly or not."""
-        between = self.result(value, "-", self.puzzle.target)
-        return f"{value} - {self.puzzle.target} = {between}{'' if between else ', yes'}"
+        return comparison(value, self.puzzle.target, self.result(value, "-", self.puzzle.target))
 
     def check(self, way: Way) -> str:
         """Tell the check of a way."""
         (first, second, third), (one, other) = way.numbers, way.operators
         value = self.result(first, one, second)
-        end = self.compare(self.result(value, other, third))
-        return f"Check: {self.told(first, one, second)}, {self.told(value, other, third)}, {end}."
+        made = self.result(value, other, third)
+        return f"Check: {equation(first, one, second, value)}, {equation(value, other, third, made)}, {self.compare(made)}."
+
+
+def equation(left: int, operator: str, right: int, result: int) -> str:
+    """An operation with what came of it."""
+    return f"{left} {operator} {right} = {result}"
+
+
+def comparison(value: int, target: int, between: int) -> str:
+    """How a value is compared with a target: by what is between them, and "yes" where that is nothing."""
+    return equation(value, "-", target, between) + ("" if between else ", yes")
 
 
 def demonstration(search: Search) -> tuple[str, Way]:

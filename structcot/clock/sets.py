@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from structcot.clock.model import write_model
 from structcot.clock.puzzle import HOURS, NUMBERS, OPERATORS, Puzzle, all_puzzles, work_out
-from structcot.clock.search import Search, demonstration, solution
+from structcot.clock.search import Search, comparison, demonstration, equation, solution
 from structcot.errors import ConfigError
 from structcot.files import replacing
 
@@ -24,6 +26,7 @@ NUM_VALIDATION, NUM_TEST, NUM_SKILLS, NUM_HELD_OUT = 400, 1000, 400, 100
 VALIDATION_SHARE, TEST_SHARE = 0.04, 0.10
 # For each demonstration the model first sees this many puzzles answered at once, and for each of these so many rows of operations.
 FIRST_PER_RECORD, ROWS_PER_FIRST = 0.75, 2
+OPERATIONS = [(left, operator, right) for left in range(HOURS) for operator in OPERATORS for right in NUMBERS]
 OPERATIONS_PER_ROW = 8
 # How often an operation is chosen to make the number that the row compares with, where chance would do so once in HOURS.
 HIT_SHARE = 0.2
@@ -46,12 +49,15 @@ def write_clock(directory: Path, *, num_records: int, seed: int) -> None:
     write_model(directory / "model", seed)
     rng = Random(f"clock/{seed}")
     num_searched, num_first = num_records + NUM_HELD_OUT, round(FIRST_PER_RECORD * num_records)
-    training = _drawn(rng, "training", num_searched + num_first)
+    puzzles: dict[str, list[Puzzle]] = defaultdict(list)
+    for puzzle in all_puzzles():
+        puzzles[purpose_of(puzzle.numbers)].append(puzzle)
+    training = _drawn(rng, puzzles, "training", num_searched + num_first)
     searched, answered = training[:num_searched], training[num_searched:]
     _write(directory / "demonstrations.jsonl", (_careful(puzzle, f"{seed}/{number}", number) for number, puzzle in enumerate(searched)))
     _write(directory / "wrong.jsonl", (_careless(puzzle, f"{seed}/{number}", number) for number, puzzle in enumerate(searched)))
     for name, count in (("validation", NUM_VALIDATION), ("test", NUM_TEST)):
-        problems = _drawn(rng, name, count)
+        problems = _drawn(rng, puzzles, name, count)
         _write(directory / f"{name}.jsonl", (_problem(f"{name}-{number}", puzzle) for number, puzzle in enumerate(problems)))
     _write(directory / "skills.jsonl", (_operations_problem(f"skills-{number}", rng) for number in range(NUM_SKILLS)))
     _write(directory / "base.jsonl", _first_records(answered, rng))
@@ -67,9 +73,7 @@ def purpose_of(numbers: Iterable[int]) -> str:
 def operations(rng: Random) -> tuple[str, str]:
     """Ask for some operations to be worked out and compared with a number: the question and the right answer."""
     need = rng.choice(NUMBERS)
-    every = [(left, operator, right) for left in range(HOURS) for operator in OPERATORS for right in NUMBERS]
-    hits = [one for one in every if work_out(*one) == need]
-    asked = [rng.choice(hits if rng.random() < HIT_SHARE else every) for _ in range(OPERATIONS_PER_ROW)]
+    asked = [rng.choice(_making(need) if rng.random() < HIT_SHARE else OPERATIONS) for _ in range(OPERATIONS_PER_ROW)]
     question = f"need {need}: {', '.join(f'{left} {operator} {right}' for left, operator, right in asked)}"
     return question, "\n\n".join(_worked_out(*one, need) for one in asked)
 
@@ -77,20 +81,25 @@ def operations(rng: Random) -> tuple[str, str]:
 def _worked_out(left: int, operator: str, right: int, need: int) -> str:
     """An operation and how far what it makes is from the number that is needed, as a search tells them."""
     value = work_out(left, operator, right)
-    between = work_out(value, "-", need)
-    return f"{left} {operator} {right} = {value}, {value} - {need} = {between}{'' if between else ', yes'}."
+    return f"{equation(left, operator, right, value)}, {comparison(value, need, work_out(value, '-', need))}."
 
 
-def _drawn(rng: Random, purpose: str, count: int) -> list[Puzzle]:
+@cache
+def _making(need: int) -> list[tuple[int, str, int]]:
+    """All operations that make a number."""
+    return [one for one in OPERATIONS if work_out(*one) == need]
+
+
+def _drawn(rng: Random, puzzles: Mapping[str, Sequence[Puzzle]], purpose: str, count: int) -> list[Puzzle]:
     """So many of the puzzles for a purpose, drawn without replacement.
 
     Raises:
         ConfigError: if there are fewer.
     """
-    puzzles = [puzzle for puzzle in all_puzzles() if purpose_of(puzzle.numbers) == purpose]
-    if count > len(puzzles):
-        raise ConfigError(f"clock: for {purpose} {count:,} puzzles are needed and there are {len(puzzles):,}; ask for fewer records")
-    return rng.sample(puzzles, count)
+    own = puzzles[purpose]
+    if count > len(own):
+        raise ConfigError(f"clock: for {purpose} {count:,} puzzles are needed and there are {len(own):,}; ask for fewer records")
+    return rng.sample(own, count)
 
 
 def _careful(puzzle: Puzzle, key: str, number: int) -> dict[str, Any]:

@@ -168,8 +168,8 @@ def _task_facts(table: _Table, budgets: Sequence[int], seed: int) -> dict[str, A
         "effective_samples": effective_samples(means_P, count_P),
         "bootstrap_interval": list(bootstrap_interval(means_P, seed)),
         "pass_at_k": {str(k): float(pass_at_k(count_P, right_P, k).mean()) for k in powers_of_two(int(count_P.min()))},
-        "paper_grader_accuracy": _mean_over_problems(table, table.paper_S) if None not in table.paper_S else None,
-        "forced": _forced(table, count_P) if None not in table.forced_S else None,
+        "paper_grader_accuracy": float(_shares_P(table, table.paper_S).mean()) if None not in table.paper_S else None,
+        "forced": _accuracy(_shares_P(table, table.forced_S), count_P) if None not in table.forced_S else None,
         "majority_vote": _majority(table) if count_P.max() > 1 and table.has_gold else None,
         "groups": _groups(table, means_P, count_P),
         "verdicts": {verdict: table.verdict_S.count(verdict) for verdict in VERDICTS},
@@ -188,15 +188,10 @@ def _accuracy(means_P: np.ndarray, count_P: np.ndarray) -> dict[str, Any]:
     return {"accuracy": float(means_P.mean()), "interval": list(accuracy_interval(means_P, count_P))}
 
 
-def _forced(table: _Table, count_P: np.ndarray) -> dict[str, Any]:
-    """The accuracy where a thought that did not end was made to."""
-    right_P = np.bincount(table.problem_S, weights=np.array(table.forced_S, dtype=float), minlength=len(table.problems))
-    return _accuracy(right_P / count_P, count_P)
-
-
-def _mean_over_problems(table: _Table, values_S: Sequence[bool | None]) -> float:
+def _shares_P(table: _Table, values_S: Sequence[bool | None]) -> np.ndarray:
+    """The share of samples of each problem for which something holds."""
     sums_P = np.bincount(table.problem_S, weights=np.array(values_S, dtype=float), minlength=len(table.problems))
-    return float((sums_P / table.count_P()).mean())
+    return sums_P / table.count_P()
 
 
 def _majority(table: _Table) -> float:

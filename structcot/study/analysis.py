@@ -23,9 +23,9 @@ from structcot.study.config import BASE, StudyConfig
 from structcot.study.finished import Answers, Finished, read_finished
 from structcot.study.losses import measure_losses
 from structcot.study.paper_table import paper_facts
+from structcot.study.report_order import MEAN
 from structcot.study.statistics import Arm, SeedNoise, accuracy, difference, holm, matched, seed_noise, trend, verdict
 
-MEAN = "mean"
 GROUPS = {"wrong-answer": "answer"} | dict.fromkeys(CONTENT_KINDS, "content") | dict.fromkeys(STRUCTURE_KINDS, "structure")
 FEW_FINISHED = 0.5
 Variant = dict[str, Any]

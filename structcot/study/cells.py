@@ -6,29 +6,26 @@ one of the same key is kept, and one that is begun goes on.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import logging
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from structcot.config import Config
 from structcot.errors import StructcotError
 from structcot.eval.config import EvalConfig
 from structcot.files import json_sha256, write_json
+from structcot.rundir import LOCK
 
 RECORD = "cell.json"
-LOCK, LOG = ".lock", "log.txt"
+LOG = "log.txt"
 # Files up to this size are hashed whole; of larger ones, which are weights, spots that tell two trainings apart.
 MAX_WHOLE_BYTES, SPOTS, SPOT_BYTES = 1 << 28, 256, 4096
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +64,8 @@ class Cell:
     """One variant under one setting with one seed. `kind` is that of the perturbation, "" without one; then `fraction` is 0.
 
     `setting` is "" where there is but one, and for the base that settings share. `needs` names the cell whose model this one starts from,
-    "" where none is trained for it. `held_out` is the file of the held-out demonstrations of a variant
-    with a file of its own, which is there if that has any.
+    "" where none is trained for it. `held_out` is the file of the held-out demonstrations of a variant with a file of its own, which is
+    there if that has any.
     """
 
     name: str
@@ -184,23 +181,3 @@ def remove_outputs(cell: Cell, stage: Stage) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def hold(directory: Path) -> IO[str] | None:
-    """Make a directory and hold it until the file that comes back is closed, here and in the commands it is passed to.
-
-    So what a killed study has left running keeps its cell. None where another process holds it.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    file = (directory / LOCK).open("w", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    except OSError as error:  # some network file systems know no locks
-        log.warning("%s: cannot be locked (%s); make sure that no other study writes there", directory, error.strerror)
-    return file

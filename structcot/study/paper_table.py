@@ -4,9 +4,9 @@ Source: Li et al., "LLMs Can Easily Learn to Reason from Demonstrations. Structu
 Table 2 and Tables 5 to 7 of Appendix D. All rows are Qwen2.5-32B-Instruct, before training or trained once on 4,618 demonstrations, one
 greedy answer to each problem. Everything here is in per cent and percentage points, as printed.
 
-The rows are compared with "Correct" one by one. The answers to single problems are not published, so the
-comparisons are unpaired: independent binomials, Newcombe's interval (Statistics in Medicine 17, 1998) and the score test with the two
-shares pooled. Pairing would narrow them; the noise of training, one run each, would widen them and can not be told from one run.
+The rows are compared with "Correct" one by one. The answers to single problems are not published, so the comparisons are unpaired:
+independent binomials, Newcombe's interval (Statistics in Medicine 17, 1998) and the score test with the two shares pooled. Pairing would
+narrow them; the noise of training, one run each, would widen them and can not be told from one run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from structcot.eval.golden import MATHS_BENCHMARKS, PAPER
 from structcot.eval.statistics import Interval, mean_interval, wilson_interval
-from structcot.study.statistics import SIGNIFICANCE, holm, two_sided_p, verdict
+from structcot.study.statistics import NOISE, SIGNIFICANCE, holm, two_sided_p, verdict
 
 # Problems of the benchmarks, in the order of MATHS_BENCHMARKS.
 PROBLEMS = (500, 30, 40, 675)
@@ -239,8 +239,8 @@ def _sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _sentence_of(column: str, compared: Sequence[dict[str, Any]]) -> str:
-    differ = [row for row in compared if row["difference"][column]["verdict"] != "within noise"]
-    noise = [row["name"] for row in compared if row["difference"][column]["verdict"] == "within noise"]
+    differ = [row for row in compared if row["difference"][column]["verdict"] != NOISE]
+    noise = [row["name"] for row in compared if row["difference"][column]["verdict"] == NOISE]
     verb = "differs" if len(differ) == 1 else "differ"
     shown = ", ".join(f"{row['name']} ({row['difference'][column]['value']:+.1f})" for row in differ) or "none"
     return (

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TextIO
 
+from structcot.console import clock
+
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 
 
@@ -39,11 +41,6 @@ def table(standings: Mapping[str, Standing], jobs: int) -> list[str]:
     width = max(map(len, standings), default=0)
     shown = [(name, one) for name, one in standings.items() if one.status in (RUNNING, FAILED)]
     return [headline(standings, jobs), *(f"  {name:{width}}  {one.stage:15} {clock(one.seconds)}  {one.status}" for name, one in shown)]
-
-
-def clock(seconds: float) -> str:
-    """Seconds as hours:minutes:seconds."""
-    return f"{int(seconds // 3600)}:{int(seconds // 60) % 60:02d}:{int(seconds) % 60:02d}"
 
 
 def show(before: Mapping[str, Standing], standings: Mapping[str, Standing], jobs: int, stream: TextIO) -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from structcot.eval.report_page import interval_text, percent, points
+from structcot.study.statistics import BETTER, NOISE, WORSE
 
 # The order of the paper's Table 2.
 KINDS = ("base", "clean", "wrong-answer", "digits", "keywords", "shuffle", "delete", "insert")
 MEAN = "mean"
-WORSE, BETTER, NOISE = "worse", "better", "within noise"
 # Fractions that are meant to be the same: 67 % and two thirds.
 SAME_FRACTION = 0.005
 

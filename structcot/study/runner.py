@@ -18,8 +18,9 @@ from typing import IO, Any
 from structcot.errors import ConfigError, StoppedWithCheckpoint, StructcotError
 from structcot.files import write_json, write_text
 from structcot.parallel import num_processes
+from structcot.rundir import hold
 from structcot.signals import StopFlag
-from structcot.study.cells import Cell, hold, is_finished, read_record, stage_keys, write_record
+from structcot.study.cells import Cell, is_finished, read_record, stage_keys, write_record
 from structcot.study.config import StudyConfig
 from structcot.study.grid import find_cell, make_grid
 from structcot.study.progress import DONE, FAILED, RUNNING, Standing, show

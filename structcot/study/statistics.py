@@ -42,6 +42,7 @@ import numpy as np
 from structcot.eval.statistics import CONFIDENCE, NORMAL_QUANTILE, Interval, accuracy_interval, mean_interval
 
 SIGNIFICANCE = 0.05
+WORSE, BETTER, NOISE = "worse", "better", "within noise"
 # Times the median variance between seeds, beyond which an arm is not like the others: 1 in 400 arms of two seeds by chance.
 LOUD = 20.0
 # A slope is told for this step of the fraction.
@@ -208,8 +209,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def verdict(value: float, p_adjusted: float) -> str:
     """Say "better", "worse" or "within noise" of a difference with an adjusted p-value."""
     if p_adjusted > SIGNIFICANCE or value == 0:
-        return "within noise"
-    return "better" if value > 0 else "worse"
+        return NOISE
+    return BETTER if value > 0 else WORSE
 
 
 def two_sided_p(distance: float, degrees: float) -> float:

@@ -34,7 +34,7 @@ def work(
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Do what is left of a cell: yields each stage's name and process, and goes on when that has ended.
 
-    `held` is the file that holds the cell's directory (structcot.study.cells.hold); a command that outlives this process holds it still.
+    `held` is the file that holds the cell's directory (structcot.rundir.hold); a command that outlives this process holds it still.
 
     Raises:
         StructcotError: if a stage fails, in the words of its last lines.
