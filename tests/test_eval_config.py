@@ -68,5 +68,5 @@ def test_what_is_wrong_is_said_once(arguments: tuple[str, ...], options: dict[st
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "eval").glob("*.toml")), ids=lambda path: path.name)
 def test_the_configs_that_come_with_it_are_right(path: Path) -> None:
-    config = read_config((str(path),), {})
+    config = read_config((str(path),), {"model_name_or_path": "m"} if path.name == "clock.toml" else {})
     assert all(find_task(task) for task in config.tasks)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 BLOCK_COLUMNS = 256
@@ -33,7 +34,8 @@ class SlotCache:
         self._num_rows = 0
         self._width = 0
         self._at_work: list[tuple[Tensor, Tensor]] = []
-        self._columns_B111: Tensor | None = None
+        self._rows_B: Tensor | None = None
+        self._columns_B: Tensor | None = None  # where the new token of each row goes; None where all go into one column
 
     def put(self, first: int, lengths: Sequence[int], filled: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Copy prompts into the slots from `first` on: `filled` holds keys and values of each layer, (rows, H, at least the length, d)."""
@@ -57,8 +59,9 @@ class SlotCache:
         self._reserve(self._width)
         if self._num_rows != len(lengths):
             self._num_rows = len(lengths)
+            self._rows_B = torch.arange(self._num_rows, device=positions_B.device)
             self._at_work = [(keys[: self._num_rows], values[: self._num_rows]) for keys, values in self._buffers]
-        self._columns_B111 = None if min(lengths) == max(lengths) else positions_B.view(-1, 1, 1, 1)
+        self._columns_B = None if min(lengths) == max(lengths) else positions_B
 
     def update(self, keys_BH1d: Tensor, values_BH1d: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Write the new token of each row; returns keys and values of all rows up to the longest (B, H, C, d)."""
@@ -78,10 +81,10 @@ class SlotCache:
         return self._width, 0
 
     def _write(self, buffer_BHCd: Tensor, new_BH1d: Tensor) -> Tensor:
-        if self._columns_B111 is None:
+        if self._columns_B is None:
             buffer_BHCd.narrow(2, self._width - 1, 1).copy_(new_BH1d)
-        else:
-            buffer_BHCd.scatter_(2, self._columns_B111.expand_as(new_BH1d), new_BH1d)
+        else:  # not scatter_, which on a CPU copies a whole bf16 buffer into fp32 and back
+            buffer_BHCd[self._rows_B, :, self._columns_B] = new_BH1d[:, :, 0]
         return buffer_BHCd.narrow(2, 0, self._width)
 
     def _reserve(self, num_columns: int) -> None:
