@@ -24,7 +24,16 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values that beat the file, e.g. train.learning_rate=2e-4")
 ]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="settings, listed above")]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the same facts as JSON")]
+
+
+def _in_a_directory(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Refuse a file that cannot be written for want of its directory before hours of work go into it."""
+    if path is not None and not path.parent.is_dir():
+        raise ConfigError(f"{option.opts[0]}: {path.parent} is no directory; make it first, or name another file")
+    return path
+
+
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the same facts as JSON", callback=_in_a_directory)]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -248,7 +257,7 @@ def study(
     jobs: Annotated[int, typer.Option(min=1, help="cells at once, each with its share of cores and GPUs")] = 1,
     cell: Annotated[str, typer.Option(metavar="NAME", help="run this cell only: its name, or its number in --dry-run")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print every cell with its commands, and run nothing")] = False,
-    slurm: Annotated[Path | None, typer.Option(metavar="FILE", help="write an array job for sbatch, and run nothing")] = None,
+    slurm: Annotated[Path | None, typer.Option(metavar="FILE", help="write an array job for sbatch, and run nothing", callback=_in_a_directory)] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Perturb, train, evaluate, compare: a whole study of what teaches; goes on where an earlier call was stopped."""

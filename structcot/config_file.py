@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -109,8 +109,9 @@ def checked(schema: type[Schema], values: dict[str, Any], origin: str) -> Schema
 def valid_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     """Every key that a config of this schema may hold, dotted."""
     for name, field in model.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
+        kinds = (field.annotation, *get_args(field.annotation))  # a table may be optional
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if section is not None and get_origin(field.annotation) is not list:
             yield from valid_keys(section, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
@@ -186,6 +187,9 @@ def _suggestion(schema: type[BaseModel], key: str) -> str:
     same_name = [candidate for candidate in keys if candidate.rsplit(".", 1)[-1] == last]
     if same_name:
         return f"; did you mean {same_name[0]}?"
+    beside = {candidate.rpartition(".")[2]: candidate for candidate in keys if candidate.rpartition(".")[0] == key.rpartition(".")[0]}
+    if near := difflib.get_close_matches(last, beside, n=1):
+        return f"; did you mean {beside[near[0]]}?"
     by_last = {candidate.rsplit(".", 1)[-1]: candidate for candidate in reversed(keys)}
     close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.5) or difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
     return f"; did you mean {by_last.get(close[0], close[0])}?"

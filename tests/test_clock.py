@@ -138,12 +138,14 @@ def test_a_careful_search_is_true_in_every_step(seed: int, order: int) -> None:
 
 def test_the_same_puzzle_is_searched_in_many_orders() -> None:
     puzzle = puzzle_of(0)
-    assert len({demonstration(Search(puzzle=puzzle, rng=Random(order)))[0] for order in range(100)}) > 90
+    texts = {demonstration(Search(puzzle=puzzle, rng=Random(order)))[0] for order in range(400)}
+    assert len({text.split("\n\n")[2] for text in texts}) == 9, "any pair and any operation may come first"
+    assert len(texts) >= 24, "36 orders, of which some differ only after the end"
 
 
 def test_a_step_is_a_step_to_the_marker_segmenter() -> None:
     puzzle = puzzle_of(1)
-    thought = read_answer(demonstration(Search(puzzle=puzzle, rng=Random(4)))[0]).thought
+    thought = read_answer(demonstration(Search(puzzle=puzzle, rng=Random(2)))[0]).thought
     kinds = Counter(step.type for step in whole_steps(by_marker(thought)))
     assert kinds["backtracking"] == thought.count("Wait,") > 0
     assert kinds["verification"] == 1

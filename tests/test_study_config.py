@@ -69,7 +69,9 @@ def cells_of(study: StudySite, monkeypatch: pytest.MonkeyPatch, *overrides: str)
         (['data.train="none.jsonl"'], r'data.train: "none.jsonl" is no file, neither from here nor from '),
         (['data.train=["a.jsonl","b.jsonl"]'], r"data.train: got \[.*valid string"),
         (['variants=[{name="clean"},{name="b",train="none.jsonl"}]'], r'variants.1.train: "none.jsonl" is no file'),
+        (['variants=[{name="clean"},{kind="wrong-answer",settings=["pool=none.jsonl"]}]'], r'variants.1.pool: "none.jsonl" is no file'),
         (['train.config="none.toml"'], r'train.config: "none.toml" is no file'),
+        (['base={train="demos.jsonl",confg="none.toml"}'], r"unknown key base.confg; did you mean base.config\?"),
         (['base={train="none.jsonl"}'], r'base.train: "none.jsonl" is no file'),
         (['train.overrides=["train.max_step=4"]'], r"train: train.toml: unknown key train.max_step; did you mean train.max_steps\?"),
         (['train.overrides=["train.learning_rate=-1"]'], r"train: train.toml: train.learning_rate: got -1; allowed is > 0"),
@@ -107,6 +109,9 @@ def test_the_command_ends_a_mistake_with_status_2(study: StudySite, site: Site, 
     assert outcome.status == WRONG
     assert outcome.message.startswith("study.toml: unknown key budgte")
     assert site.run("study", "study.toml", "--cell", "none").status == WRONG
+    for option in ("--slurm", "--json"):
+        refused = site.run("study", "study.toml", "--dry-run", option, "none/file")
+        assert (refused.status, refused.message.split(":")[0]) == (WRONG, option)
     assert site.run("study", "study.toml", "--dry-run").status == DONE
 
 

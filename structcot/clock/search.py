@@ -1,4 +1,7 @@
-"""The told search: all ways that a puzzle has, in random order, with every dead end and every step back.
+"""The told search: all ways that a puzzle has, one after another, with every dead end and every step back.
+
+Each search draws an order of the pairs and one of the operations and keeps to them, so that no order is learned by heart, and what was
+tried already can be told from what is written.
 
 A careful searcher works out every operation rightly. A careless one now and then gets another hour, as a person or a model does, and does
 not notice: where the slip falls decides whether the way is passed over, or a wrong one seems right, and the search goes wrong accordingly.
@@ -28,11 +31,11 @@ class Search:
 
     def run(self) -> Way:
         """Tell the search, and return the way that it ends with: the one that seems right, or a guess where none does."""
-        starts = list(product(pairs_of(self.puzzle.numbers), OPERATORS))
-        for number, ((first, second, third), one) in enumerate(self.rng.sample(starts, len(starts))):
+        pairs, operators = (self.rng.sample(choices, len(choices)) for choices in (pairs_of(self.puzzle.numbers), OPERATORS))
+        for number, ((first, second, third), one) in enumerate(product(pairs, operators)):
             self.steps += ["Wait, going back."] if number else []
             self.steps.append(f"{self.told(first, one, second)}, left {third}.")
-            for other in self.rng.sample(OPERATORS, len(OPERATORS)):
+            for other in operators:
                 value = self.result(first, one, second)
                 made = self.result(value, other, third)
                 self.steps.append(f"{equation(value, other, third, made)}, {self.compare(made)}.")

@@ -24,6 +24,8 @@ NAME = r"^[\w.-]+$"
 BASE = "base"
 # Settings of `structcot perturb` that belong to its run and not to a perturbation.
 OF_THE_RUN = ("field", "jobs", "then")
+POOL = "pool"
+"""The setting of wrong-answer that names a file."""
 Seed = int
 
 
@@ -220,6 +222,11 @@ def _with_found_files(config: StudyConfig, path: Path) -> StudyConfig:
         if values.get(name):
             values[name] = resolved(values[name], name, keys)
     values["variants"] = [resolved(one, f"variants.{number}", ("train",)) for number, one in enumerate(values["variants"])]
+    for number, variant in enumerate(values["variants"]):
+        for place, setting in enumerate(variant.get("settings", ())):
+            key, _, file = (part.strip() for part in setting.partition("="))
+            if key == POOL:
+                variant["settings"][place] = f"{POOL}={_found(file, f'{path}: variants.{number}.{POOL}', path.resolve().parent.parent)}"
     return checked(StudyConfig, values, origin=str(path))
 
 

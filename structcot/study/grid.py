@@ -14,7 +14,7 @@ from structcot.errors import ConfigError
 from structcot.model_files import SIDE_FILES, TOKENIZER_FILES, weight_files
 from structcot.perturb.spec import spec_text
 from structcot.study.cells import Cell, Stage
-from structcot.study.config import BASE, Part, SettingTable, StudyConfig, VariantTable, specs_of
+from structcot.study.config import BASE, POOL, Part, SettingTable, StudyConfig, VariantTable, specs_of
 from structcot.study.resolved import evaluation_config, evaluation_facts, need_budget, task_files, training_config, training_facts
 from structcot.study.sources import places_of
 
@@ -116,11 +116,11 @@ def _perturbations(config: StudyConfig, table: VariantTable, fraction: float, se
     if not table.kind:
         return
     places, settings = places_of(config), [setting.partition("=") for setting in table.settings]
-    pool = [Path(value.strip()) for key, _, value in settings if key.strip() == "pool"]
+    pool = [Path(value.strip()) for key, _, value in settings if key.strip() == POOL]
     sources = {"data": _data_of(config, table)}
     if config.data.held_out and not table.train and (table.kind != "wrong-answer" or pool):
         sources["held_out"] = places.held_out
-    own = [setting for setting in table.settings if setting.partition("=")[0].strip() != "jobs"]
+    own = [setting for setting in table.settings if setting.partition("=")[0].strip() not in ("jobs", POOL)]  # the file's content counts
     facts = {"specs": [spec_text(spec) for spec in specs_of(table, fraction)], "settings": own, "seed": seed}
     for name, source in sources.items():
         how = ("--kind", table.kind, "--fraction", f"{fraction:g}", "--seed", str(seed), "--mode", table.mode)
@@ -130,7 +130,7 @@ def _perturbations(config: StudyConfig, table: VariantTable, fraction: float, se
             results=tuple(name + suffix for suffix in (".jsonl", ".report.json", ".report.html")),
             outputs=tuple(name + suffix for suffix in REPORT_SUFFIXES),
             facts=facts,
-            files=(source, *(path for path in pool if path.is_file())),
+            files=(source, *pool),
         )
 
 
