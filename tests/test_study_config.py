@@ -152,8 +152,8 @@ def test_a_cell_knows_what_it_is(study: StudySite, monkeypatch: pytest.MonkeyPat
     cells = cells_of(study, monkeypatch, variants, SETTINGS, "seeds=[0,1]")
     assert list(cells) == [
         "base",
-        *(f"{setting}-clean-s{seed}" for setting in ("small", "large") for seed in (0, 1)),
-        *(f"{setting}-noise-12.5-s7" for setting in ("small", "large")),
+        *("small-clean-s0", "large-clean-s0", "small-noise-12.5-s7", "large-noise-12.5-s7"),
+        *("small-clean-s1", "large-clean-s1"),
     ]
     cell = cells["large-noise-12.5-s7"]
     assert (cell.variant, cell.kind, cell.fraction, cell.setting, cell.seed) == ("noise-12.5", "digits", 0.125, "large", 7)

@@ -6,6 +6,7 @@ What is trained on lies in OUTPUT/data (structcot.study.sources); a cell has OUT
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,19 @@ REPORT_SUFFIXES = (".jsonl", ".records.jsonl", ".report.json", ".report.html")
 
 
 def make_grid(config: StudyConfig) -> tuple[Cell, ...]:
-    """Every cell in the order in which they are started: base, reference, the others as the study names them.
+    """Every cell in the order in which they are started: base, then with the first seed the reference and the others as named, then the next.
 
     Raises:
         ConfigError: naming the key of the study under which a config, a benchmark or a name is wrong.
     """
     settings = [(setting, _base_cell(config, setting)) for setting in config.settings or [None]]
-    cells = list({base.name: base for _, base in settings}.values())
+    rounds: list[list[Cell]] = [[] for _ in range(max(len(table.seeds or config.seeds) for table in config.variants))]
     for table in sorted(config.variants, key=lambda table: config.reference not in table.names):
         for name, fraction in table.names.items():
-            asked = [(setting, base, seed) for setting, base in settings for seed in table.seeds or config.seeds]
-            cells += [_trained_cell(config, table, (name, fraction), *one) for one in asked]
+            for setting, base in settings:
+                for number, seed in enumerate(table.seeds or config.seeds):
+                    rounds[number].append(_trained_cell(config, table, (name, fraction), setting, base, seed))
+    cells = [*{base.name: base for _, base in settings}.values(), *chain.from_iterable(rounds)]
     names = [cell.name for cell in cells]
     for number, name in enumerate(names):
         if name in names[:number]:
