@@ -458,6 +458,14 @@ def test_cells_at_once_share_cores_and_gpus(study: StudySite, monkeypatch: pytes
     assert trainings[:2] == ["start", "start"], "one waited for the other"
 
 
+def test_a_base_that_all_others_wait_for_has_the_whole_machine(study: StudySite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "num_processes", lambda: 8)
+    base = 'base={train="demos.jsonl",config="train.toml"}'
+    assert not study.call(monkeypatch, base, jobs=2, CUDA_VISIBLE_DEVICES="0,1").missing
+    given = {(" out/cells/base/" in line, *line.split()[-2:]) for line in study.log_path.read_text().splitlines()}
+    assert given == {(True, "threads=8", "gpus=0,1"), (False, "threads=4", "gpus=0"), (False, "threads=4", "gpus=1")}
+
+
 @pytest.mark.parametrize(("slot", "gpus"), [(0, "0"), (1, "1"), (2, "0")])
 def test_more_slots_than_gpus_take_turns(slot: int, gpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")

@@ -174,7 +174,12 @@ def visible_gpus() -> list[str]:
 
 
 def _start_ready(schedule: Schedule) -> None:
-    """Take up cells that wait while slots are free; a cell that another process works on is left for later."""
+    """Take up cells that wait while slots are free; a cell that another process works on is left for later.
+
+    One that nothing can run beside, as a base that all others start from, has the whole machine.
+    """
+    ready = [cell for cell in schedule.waiting if cell.needs not in schedule.standings or schedule.standings[cell.needs].status == DONE]
+    shares = 1 if len(ready) == 1 and not schedule.running else schedule.jobs
     for cell in list(schedule.waiting):
         slot = next((number for number in range(schedule.jobs) if number not in schedule.running), None)
         base = schedule.standings.get(cell.needs)
@@ -192,7 +197,7 @@ def _start_ready(schedule: Schedule) -> None:
                 schedule.standings[cell.name] = Standing(stage="held elsewhere")
                 continue
             schedule.waiting.remove(cell)
-            steps = work(cell, schedule.config, schedule.keys[cell.name], slot_environment(slot, schedule.jobs), held)
+            steps = work(cell, schedule.config, schedule.keys[cell.name], slot_environment(slot, shares), held)
             schedule.running[slot] = Running(cell=cell, steps=steps, held=held, start_seconds=time.monotonic())
             schedule.standings[cell.name] = Standing(status=RUNNING)
 
