@@ -133,8 +133,8 @@ def measured_on_rank(spec: ModelSpec, config: Config) -> int:
         with torch.no_grad():
             for parameter in model.parameters():
                 local_part(parameter.data).normal_(std=0.02)
-        # gloo's threads let go of what they have sent at a moment that varies, so the least of a few steps counts
-        return min(measured_peak(model, config, LENGTHS, world) for _ in range(4))
+        # gloo's threads let go of what they have sent at a moment that varies, with other work on the machine for many steps, so the least counts
+        return min(measured_peak(model, config, LENGTHS, world) for _ in range(6))
 
 
 # As in large models the MLP takes most, so that no buffer counts that gloo's threads may still hold around attention.
