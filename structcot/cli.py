@@ -257,7 +257,9 @@ def study(
     jobs: Annotated[int, typer.Option(min=1, help="cells at once, each with its share of cores and GPUs")] = 1,
     cell: Annotated[str, typer.Option(metavar="NAME", help="run this cell only: its name, or its number in --dry-run")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print every cell with its commands, and run nothing")] = False,
-    slurm: Annotated[Path | None, typer.Option(metavar="FILE", help="write an array job for sbatch, and run nothing", callback=_in_a_directory)] = None,
+    slurm: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write an array job for sbatch, and run nothing", callback=_in_a_directory)
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Perturb, train, evaluate, compare: a whole study of what teaches; goes on where an earlier call was stopped."""

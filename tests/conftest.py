@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time, however busy the machine is.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 # On tiny matrices more threads only wait for one another, and sums would depend on how many there are.
 # Read by torch when it is first imported, here and in the processes that tests start.

@@ -209,7 +209,7 @@ def tokenizer(clock: Path) -> Any:
     return load_tokenizer(clock / "model")
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seeds)
 def test_every_word_is_one_token_and_nothing_is_lost(tokenizer: Any, seed: int) -> None:
     rng = Random(seed)

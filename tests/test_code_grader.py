@@ -104,7 +104,7 @@ def test_the_program_is_the_last_block_after_the_thought(output: str, program: s
 
 
 @given(st.text(alphabet=st.sampled_from("`x\n <>/think")) | st.text())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_looking_for_a_program_never_fails(output: str) -> None:
     assert extract_program(output) in output
 
@@ -193,14 +193,13 @@ JSON = st.recursive(
 
 
 @given(JSON)
-@settings(deadline=None)
 def test_what_json_can_say_is_said_as_it_is(value: Any) -> None:
     assert plain(value) == value
     assert json.loads(json.dumps(plain(value))) == value
 
 
 @given(JSON, JSON)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_values_are_equal_after_the_sandbox_just_when_they_were_before(value: Any, other: Any) -> None:
     assert (json.loads(json.dumps(plain(value))) == other) == (value == other)
 

@@ -44,7 +44,7 @@ def with_answer(record: dict[str, Any], answer: str) -> dict[str, Any]:
     return with_reply(record, reply) | {"answer": answer}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=SEEDS, low=st.integers(3, 4), spread=st.integers(0, 1), max_number=st.integers(6, 60), max_target=st.integers(30, 300))
 def test_every_record_verifies(seed: int, low: int, spread: int, max_number: int, max_target: int) -> None:
     difficulty = Difficulty(
@@ -57,7 +57,7 @@ def test_every_record_verifies(seed: int, low: int, spread: int, max_number: int
         assert 1 <= record["target"] <= max_target
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=SEEDS)
 def test_the_tags_stand_once_each_and_in_order(seed: int) -> None:
     reply = reply_of(records(1, seed)[0])
@@ -196,7 +196,7 @@ MUTATIONS: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("kind", MUTATIONS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=SEEDS)
 def test_a_changed_record_fails(kind: str, seed: int) -> None:
     change, message = MUTATIONS[kind]
@@ -206,7 +206,7 @@ def test_a_changed_record_fails(kind: str, seed: int) -> None:
     verify(record)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.recursive(
         st.integers(0, 99).map(str), lambda inner: st.builds(lambda a, op, b: f"({a} {op} {b})", inner, st.sampled_from("+-*/"), inner)
@@ -223,7 +223,7 @@ def test_the_evaluator_agrees_with_python(expression: str) -> None:
     assert evaluate(expression) == (expected, [int(number) for number in re.findall(r"[0-9]+", expression)])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seed=SEEDS, count=st.integers(3, 6))
 def test_written_expressions_keep_the_value_of_the_moves(seed: int, count: int) -> None:
     """The parentheses that are left out change nothing."""

@@ -157,7 +157,7 @@ def test_a_model_with_other_layers_is_refused(tmp_path: Path) -> None:
         _need_known_layers(SimpleNamespace(layer_types=["full_attention", "linear_attention"]), tmp_path)
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 120), min_size=2, max_size=11), limit=st.integers(1, 16), seed=st.integers(0, 3))
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_an_output_is_the_same_alone_and_in_any_batch(alone, eight, temperature: float, lengths: list[int], limit: int, seed: int) -> None:
@@ -182,7 +182,7 @@ def test_sampled_outputs_depend_on_seed_and_key_and_on_nothing_else(eight) -> No
     assert len({first["a"].text, first["b"].text, other_seed["a"].text}) == 3
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_what_is_kept_is_what_a_plain_reference_keeps(data: st.DataObject) -> None:
     values = data.draw(st.lists(st.floats(-8, 8, width=16), min_size=2, max_size=40))
@@ -280,7 +280,7 @@ def tokens_of(directory: Path, prompt: str, count: int) -> list[int]:
 TOKENS: dict[tuple[Path, str, int], list[int]] = {}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     text=st.text("ab\né中 \U0001f999", min_size=1, max_size=30),
     strings=st.lists(st.text("ab\né中 \U0001f999", min_size=1, max_size=6), max_size=3),
@@ -454,7 +454,7 @@ def test_what_cannot_be_used_is_said_in_words(endless: Path, tmp_path: Path) -> 
 # The cache.
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_slots_hold_what_rows_were_given(data: st.DataObject) -> None:
     cache = SlotCache(num_slots=3, max_columns=1000)

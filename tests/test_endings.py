@@ -78,7 +78,7 @@ def test_a_table_of_different_rows_is_no_loop() -> None:
     assert ending_of(table, "length") == "truncated"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from("ab "), max_size=30), st.text(st.sampled_from("ab "), min_size=1, max_size=80), st.integers(0, 9))
 def test_exact_repetition_is_what_its_definition_says(before: str, unit: str, rounds: int) -> None:
     text = before + unit * rounds

@@ -146,13 +146,11 @@ def test_the_interval_of_a_mean_of_tasks_covers_the_truth() -> None:
     assert 0.93 <= np.mean(covered) <= 0.975
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-1, 1), max_size=40))
 def test_of_one_sample_a_problem_the_test_is_mcnemars(differences: list[int]) -> None:
     assert sign_flip_p(np.array(differences, dtype=int)) == pytest.approx(mcnemar_p(differences.count(1), differences.count(-1)), abs=1e-9)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-8, 8), max_size=9))
 def test_the_sign_flip_test_is_what_flipping_all_signs_gives(differences: list[int]) -> None:
     flipped = [
@@ -162,7 +160,7 @@ def test_the_sign_flip_test_is_what_flipping_all_signs_gives(differences: list[i
     assert sign_flip_p(np.array(differences, dtype=int)) == pytest.approx(expected, abs=1e-9)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30), st.integers(0, 3))
 def test_swapping_two_models_turns_their_comparison_round(rights: list[tuple[int, int]], seed: int) -> None:
     a, b, num = np.array([one for one, _ in rights]) / 4, np.array([one for _, one in rights]) / 4, np.full(len(rights), 4)

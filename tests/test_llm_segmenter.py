@@ -190,7 +190,7 @@ def same_save_for_space_at(changed: str, text: str, cuts: list[int]) -> bool:
     return re.fullmatch(r"\s*".join(["", *map(re.escape, parts), ""]), text) is not None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(MARKED_TEXT, st.data())
 def test_through_a_server_the_steps_join_to_the_text_and_have_its_cuts(text: str, data: st.DataObject) -> None:
     places = places_to_cut(text)
@@ -325,7 +325,7 @@ def numbered_words(seed: int, number: int) -> str:
     return "".join(f"w{place:03}{rng.choice(gaps)}" for place in range(number))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 80), st.integers(12, 200), st.data())
 def test_chunks_neither_add_nor_lose_a_cut(seed: int, number: int, size: int, data: st.DataObject) -> None:
     text = numbered_words(seed, number)

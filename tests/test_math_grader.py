@@ -24,7 +24,7 @@ PAIRS = ROOT.parent / "shared" / "data" / "grading" / "answer_pairs.jsonl"
 SCORES = ROOT.parent / "shared" / "data" / "grading" / "paper_scores.jsonl"
 DOCS = ROOT / "docs" / "grading.md"
 
-quick = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 
 
 def verdict(gold: str, pred: str, **fields: Any) -> Grade:

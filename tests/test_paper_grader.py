@@ -469,7 +469,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES, max_size=12).map("".join), st.lists(PIECES, max_size=12).map("".join))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_any_text_is_judged_and_is_equal_to_itself(pred: str, gold: str) -> None:
     assert judged(pred, gold).verdict in VERDICTS
     assert equal(gold, gold)
@@ -477,7 +477,7 @@ def test_any_text_is_judged_and_is_equal_to_itself(pred: str, gold: str) -> None
 
 
 @given(st.lists(PIECES, max_size=20).map("".join))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_the_plain_form_has_no_spaces_and_keeps_its_length_in_bounds(text: str) -> None:
     plain = strip_string(text)
     assert " " not in plain

@@ -167,7 +167,7 @@ def check_shuffle(text: str, fraction: float, shape: tuple[str, str, int, str], 
         assert sum(place != step for place, step in enumerate(order)) == stage.chosen
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TEXTS, FRACTIONS, STRUCTURE, SEEDS)
 def test_shuffled_steps_are_the_same_steps_in_other_places(text: str, fraction: float, shape: tuple[str, str, int, str], seed: int) -> None:
     check_shuffle(text, fraction, shape, seed)
@@ -224,7 +224,7 @@ def check_delete(text: str, fraction: float, shape: tuple[str, str, int, str], s
         assert {0, len(contents) - 1} <= set(kept)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TEXTS, FRACTIONS, STRUCTURE, SEEDS)
 def test_steps_that_are_not_deleted_stay_in_order(text: str, fraction: float, shape: tuple[str, str, int, str], seed: int) -> None:
     check_delete(text, fraction, shape, seed)
@@ -235,7 +235,7 @@ def test_steps_of_real_traces_that_are_not_deleted_stay_in_order() -> None:
         check_delete(text, fraction, shape, 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TEXTS, st.sampled_from(LEVELS))
 def test_deleting_all_leaves_the_solution_and_empty_tags_or_no_tags(text: str, level: str) -> None:
     kept, _ = run(text, make_spec("delete", 1.0, "clean", [f"level={level}", "empty_thought=keep"]))
@@ -258,7 +258,7 @@ def test_steps_that_are_joined_by_a_deletion_are_not_glued_together() -> None:
         assert ("\n\n" in thought) == (thought != "Two is. Three is.")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(TEXTS, FRACTIONS, st.sampled_from(LEVELS), SEEDS)
 def test_a_share_of_characters_is_deleted_to_the_nearest_step(text: str, fraction: float, level: str, seed: int) -> None:
     contents = contents_of(text, level)
@@ -308,7 +308,7 @@ def check_insert(text: str, others: Sequence[str], fraction: float, shape: tuple
         assert (order[0], order[-1]) == (0, len(contents) - 1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TEXTS, st.lists(TEXTS, min_size=1, max_size=3), FRACTIONS, STRUCTURE, SEEDS)
 def test_inserted_steps_come_from_other_records_and_keep_the_count(
     text: str, others: list[str], fraction: float, shape: tuple[str, str, int, str], seed: int
@@ -408,7 +408,7 @@ def check_digits(text: str, fraction: float, scope: str, seed: int) -> None:
     assert all(old.startswith("0") or not new.startswith("0") or len(old) == 1 for old, new in pairs)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TEXTS, FRACTIONS, st.sampled_from(["thought", "solution", "both"]), SEEDS)
 def test_digits_become_other_digits_and_boxed_answers_are_spared(text: str, fraction: float, scope: str, seed: int) -> None:
     check_digits(text, fraction, scope, seed)
@@ -435,7 +435,7 @@ def test_mode_paper_corrupts_the_boxed_answer_too() -> None:
         assert "305" not in result
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(TEXTS, FRACTIONS, SEEDS)
 def test_a_number_that_is_chosen_changes_and_keeps_its_form(text: str, fraction: float, seed: int) -> None:
     result, stage = run(text, make_spec("digits", fraction, "clean", ["unit=number", "scope=thought"]), seed=seed)
@@ -446,7 +446,7 @@ def test_a_number_that_is_chosen_changes_and_keeps_its_form(text: str, fraction:
     assert_realised(stage, fraction)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(TEXTS, FRACTIONS, SEEDS)
 def test_a_sentence_that_is_chosen_loses_all_its_digits_and_no_other_one(text: str, fraction: float, seed: int) -> None:
     result, stage = run(text, make_spec("digits", fraction, "clean", ["unit=sentence", "scope=thought"]), seed=seed)
@@ -467,7 +467,7 @@ def test_a_sentence_that_is_chosen_loses_all_its_digits_and_no_other_one(text: s
 # Keywords
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(TEXTS, FRACTIONS, SEEDS)
 def test_keyword_sentences_go_and_no_other_does(text: str, fraction: float, seed: int) -> None:
     sentences = contents_of(text, "sentence")
@@ -489,7 +489,7 @@ def test_keyword_sentences_go_and_no_other_does(text: str, fraction: float, seed
 # Nesting
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(TEXTS, st.sampled_from(["delete", "insert", "shuffle", "digits", "keywords"]), STRUCTURE, FRACTIONS, FRACTIONS, SEEDS)
 def test_what_a_fraction_chooses_a_larger_one_chooses_too(
     text: str, kind: str, shape: tuple[str, str, int, str], one: float, other: float, seed: int

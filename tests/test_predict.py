@@ -133,7 +133,7 @@ def measured_on_rank(spec: ModelSpec, config: Config) -> int:
         with torch.no_grad():
             for parameter in model.parameters():
                 local_part(parameter.data).normal_(std=0.02)
-        # gloo's threads let go of what they have sent at a moment that varies, with other work on the machine for many steps, so the least counts
+        # gloo's threads let go of what they have sent at a moment that varies, later where the machine is busy, so the least counts
         return min(measured_peak(model, config, LENGTHS, world) for _ in range(6))
 
 

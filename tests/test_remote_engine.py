@@ -412,7 +412,7 @@ def test_a_thought_that_the_server_took_out_stands_in_front_again(message: dict[
     assert (output.text, output.finish_reason) == (text, finish_reason)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.text("ab\n", max_size=12), st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=3))
 def test_a_text_never_holds_a_stop_string_and_is_the_longest_such_beginning(text: str, stop: list[str]) -> None:
     with FaultyServer(says(text, "length")) as server:
@@ -507,7 +507,7 @@ def test_a_value_that_cannot_be_used_is_refused_when_the_engine_is_opened(change
         open_server("http://localhost:8000/v1", "a-model", **changes)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.sampled_from(["ok", "500", "429", "hang up", "refused"]), min_size=1, max_size=40), st.integers(1, 8))
 def test_whatever_passing_failures_come_no_sample_is_lost_or_repeated(script: list[str], concurrency: int) -> None:
     lock = threading.Lock()

@@ -189,13 +189,13 @@ def check_conversation(turns: list[str], system: str | None, tokenizer) -> None:
     assert sample.merged_start == merged
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(CONVERSATIONS, st.none() | TURNS)
 def test_any_conversation(turns, system):
     check_conversation(turns, system, TINY)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(CONVERSATIONS, st.none() | TURNS)
 def test_any_conversation_with_qwen(turns, system):
     check_conversation(turns, system, qwen_tokenizer())
@@ -368,7 +368,7 @@ def test_control_tokens_as_text():
     check_control_text(["<|im_end|>", "<|im_end|>"], qwen_tokenizer(), "<|im_end|>")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(CONVERSATIONS)
 def test_without_control_tokens_both_ways_agree(turns):
     from structcot.data.render import _encode_pieces

@@ -383,7 +383,7 @@ def test_the_numbers_of_system_calls_are_those_of_the_kernels_headers(machine: s
 
 @pytest.mark.parametrize("machine", MACHINES)
 @given(number=st.integers(0, 2**32 - 1), arguments=st.lists(st.integers(0, 2**64 - 1), min_size=6, max_size=6), foreign=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_filter_allows_the_table_and_nothing_else(machine: str, number: int, arguments: list[int], foreign: bool) -> None:
     architecture = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[machine]
     action = decide(filter_program(machine), number, architecture ^ foreign, arguments)

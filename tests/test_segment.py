@@ -112,7 +112,7 @@ def cut(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts)
 def test_steps_joined_are_the_text_without_gaps_and_never_empty(name: str, text: str) -> None:
     steps = SEGMENTERS[name](text)
@@ -127,14 +127,14 @@ def test_white_space_is_no_step_of_its_own(name: str, text: str, number: int) ->
     assert len(SEGMENTERS[name](text)) == number
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts)
 def test_no_piece_between_others_is_blank(text: str) -> None:
     for pieces in (sentences(text), paragraphs(text)):
         assert len(pieces) <= 1 or all(text[start:end].strip() for start, end in pieces)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=texts)
 def test_the_marker_segmenter_cuts_only_between_sentences(text: str) -> None:
     cuts = {step.start for step in SEGMENTERS["marker"](text)}
@@ -329,7 +329,7 @@ def test_the_quick_test_hides_no_sentence_of_real_thoughts() -> None:
 
 
 @pytest.mark.parametrize("holds", [holds for entry in HELD for holds in entry["holds"]], ids=lambda holds: holds[:40])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_quick_test_hides_no_sentence_that_a_pattern_fits(holds: str, data: st.DataObject) -> None:
     sentence = data.draw(st.from_regex(holds))
@@ -340,7 +340,7 @@ def test_the_quick_test_hides_no_sentence_that_a_pattern_fits(holds: str, data: 
 WORDS = sorted({word for entry in HELD for holds in entry["holds"] for word in re.findall(r"[a-z']+|[\u4e00-\u9fff]+", holds)})
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join))
 def test_the_quick_test_hides_no_sentence_of_the_words_of_the_patterns(sentence: str) -> None:
     assert_not_hidden(sentence)
@@ -400,7 +400,6 @@ def test_an_answer_is_read_as_far_as_it_goes(text: str, thought: str, solution: 
     assert (answer.thought, answer.solution, answer.is_closed, answer.defect) == (thought, solution, is_closed, defect)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([*THOUGHT, *SOLUTION, "<think>", "</think>", "a", "\n", "<"]), max_size=12).map("".join))
 def test_the_parts_of_any_answer_lie_in_it_one_after_the_other(text: str) -> None:
     answer = read_answer(text)

@@ -229,14 +229,14 @@ def expect_same(one: Difference, other: Difference, sign: float = 1.0) -> None:
     assert (one.value, *one.interval, one.p_value) == pytest.approx((sign * other.value, low, high, other.p_value), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SHARES)
 def test_swapping_arms_turns_a_difference_round(drawn: tuple[int, int, int, int]) -> None:
     a, b, _ = random_arms(drawn)
     expect_same(difference(a, b), difference(b, a), sign=-1.0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SHARES)
 def test_the_order_of_problems_and_of_seeds_does_not_matter(drawn: tuple[int, int, int, int]) -> None:
     a, b, rng = random_arms(drawn)
@@ -246,7 +246,7 @@ def test_the_order_of_problems_and_of_seeds_does_not_matter(drawn: tuple[int, in
     assert (one.value, *one.interval) == pytest.approx((other.value, *other.interval), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SHARES)
 def test_estimates_lie_in_their_intervals_and_these_in_the_possible(drawn: tuple[int, int, int, int]) -> None:
     a, b, _ = random_arms(drawn)
@@ -259,7 +259,7 @@ def test_estimates_lie_in_their_intervals_and_these_in_the_possible(drawn: tuple
     assert level.value - 1e-9 <= level.interval[1] <= 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SHARES)
 def test_an_arm_does_not_differ_from_itself_but_that_is_not_sure(drawn: tuple[int, int, int, int]) -> None:
     a, _, _ = random_arms(drawn)

@@ -366,7 +366,7 @@ def test_a_model_without_a_template_takes_plain_prompts_alone(vllm: StandIn, mod
     assert vllm.added[-1].params.stop_token_ids == []
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 12), max_size=20), st.integers(1, 5), st.integers(1, 8))
 def test_every_request_is_answered_once_whatever_the_lengths(
     model_dir: Path, lengths: list[int], max_num_seqs: int, max_new_tokens: int

@@ -31,7 +31,8 @@ class Search:
 
     def run(self) -> Way:
         """Tell the search, and return the way that it ends with: the one that seems right, or a guess where none does."""
-        pairs, operators = (self.rng.sample(choices, len(choices)) for choices in (pairs_of(self.puzzle.numbers), OPERATORS))
+        pairs = self.rng.sample(pairs_of(self.puzzle.numbers), 3)
+        operators = self.rng.sample(OPERATORS, len(OPERATORS))
         for number, ((first, second, third), one) in enumerate(product(pairs, operators)):
             self.steps += ["Wait, going back."] if number else []
             self.steps.append(f"{self.told(first, one, second)}, left {third}.")

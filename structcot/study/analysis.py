@@ -204,12 +204,12 @@ def add_reference_losses(variants: Sequence[Variant], reference: str) -> None:
 
 
 def curves_of(measured: Measured, variants: Sequence[Variant], setting: str) -> Iterator[dict[str, Any]]:
-    """Accuracy against the fraction for each perturbation, from the reference at 0 on; "kind" is what `label_of` gives."""
+    """Accuracy against the fraction for each perturbation, from the reference at 0 on; "kind" is what `perturbation_of` gives."""
     own = [variant for variant in variants if variant["setting"] == setting]
     start = [variant for variant in own if variant["name"] == measured.reference]
     perturbed = sorted((variant for variant in own if variant["group"] in GROUPS.values()), key=lambda variant: variant["fraction"])
-    for label in dict.fromkeys(label_of(variant) for variant in own if variant["group"] in GROUPS.values()):
-        of_label = [variant for variant in perturbed if label_of(variant) == label]
+    for label in dict.fromkeys(perturbation_of(variant) for variant in own if variant["group"] in GROUPS.values()):
+        of_label = [variant for variant in perturbed if perturbation_of(variant) == label]
         points = [*start, *of_label]
         for measure_ in measured.measures if start else ():
             noise = measured.noise[setting, measure_]
@@ -238,7 +238,7 @@ def matched_pairs(measured: Measured, variants: Sequence[Variant], setting: str)
         for one in own:
             distance, arm = (one["manipulation"] or {}).get("edit_distance"), shares_of(measured, one, measure_)
             if one["group"] in curves and distance is not None and arm is not None:
-                curves[one["group"]].setdefault(label_of(one), []).append((distance, arm))
+                curves[one["group"]].setdefault(perturbation_of(one), []).append((distance, arm))
         found = []
         for structure, content in product(curves["structure"], curves["content"]):
             both = curves["structure"][structure], curves["content"][content]
@@ -257,7 +257,7 @@ def matched_pairs(measured: Measured, variants: Sequence[Variant], setting: str)
             }
 
 
-def label_of(variant: Variant) -> str:
+def perturbation_of(variant: Variant) -> str:
     """The name of a perturbation without its fraction: one kind may be there twice, with other settings, and is not mixed up."""
     return variant["name"].removesuffix(f"-{100 * variant['fraction']:g}")
 

@@ -23,7 +23,7 @@ REPORT_SUFFIXES = (".jsonl", ".records.jsonl", ".report.json", ".report.html")
 
 
 def make_grid(config: StudyConfig) -> tuple[Cell, ...]:
-    """Every cell in the order in which they are started: base, then with the first seed the reference and the others as named, then the next.
+    """Every cell in the order in which they are started: bases, all variants with their first seeds, reference ahead, then the next seeds.
 
     Raises:
         ConfigError: naming the key of the study under which a config, a benchmark or a name is wrong.

@@ -20,7 +20,7 @@ from structcot.study.report_tables import heat_grid, outputs_of
 def write_report(output_dir: Path, facts: dict[str, Any]) -> None:
     """Write report.html, report.md and figures/*.svg into `output_dir` from the facts of a study, each file in one piece.
 
-    The same facts make the same bytes. A drawing that the facts do not carry is not written.
+    The same facts make the same bytes. A drawing that the facts do not carry is not written, and one of earlier facts is removed.
 
     Raises:
         OSError: if they cannot be written.
@@ -31,6 +31,8 @@ def write_report(output_dir: Path, facts: dict[str, Any]) -> None:
     for name, title, svg in _figures(facts):
         _write(figures_dir / f"{name}.svg", svg)
         listed.append((title, f"figures/{name}.svg"))
+    for old in set(figures_dir.glob("*.svg")) - {output_dir / path for _, path in listed}:
+        old.unlink()
     _write(output_dir / "report.md", render_markdown(facts, listed))
     _write(output_dir / "report.html", render_page(facts))
 

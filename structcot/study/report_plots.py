@@ -18,7 +18,7 @@ from structcot.study.report_order import KINDS, Facts, estimate_of, in_order
 CONTENT_GROUPS = ("answer", "content")
 # Points of these groups are filled, round or square; those of others are hollow.
 SOLID_GROUPS = ("content", "structure")
-GROUP_WORDS = {"answer": "answers", "content": "content", "structure": "structure", "other": "other data", "base": "not trained"}
+GROUP_WORDS = {"answer": "answers", "content": "content", "structure": "structure", "other": "other data", "base": "the base"}
 PROXIES = {
     "reference_on_it": "Loss of the reference model on the variant's data",
     "it_on_reference": "Loss of the variant's model on the reference's data",
