@@ -78,9 +78,7 @@ def prepare(config: ConfigFile, overrides: Overrides = None, json_file: JsonFile
     with locked(output_dir):
         prepare_run(loaded, lambda: False)
     facts = json.loads((output_dir / "data" / "plan.json").read_text(encoding="utf-8"))
-    for key, value in facts.items():
-        if not isinstance(value, dict):
-            print(f"{key:20} {value}")
+    print("\n".join(f"{key:20} {value}" for key, value in facts.items() if not isinstance(value, dict)))
     _write_json(json_file, facts)
 
 
@@ -305,15 +303,9 @@ def _guarded(arguments: list[str]) -> None:
         app(args=arguments, prog_name="structcot")
     except ToldElsewhere as error:
         sys.exit(error.exit_status)
-    except StructcotError as error:
-        print(f"structcot: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("structcot: stopped by SIGINT", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        print(f"structcot: {error}", file=sys.stderr)
-        sys.exit(1)
+    except (StructcotError, OSError, KeyboardInterrupt) as error:
+        print(f"structcot: {'stopped by SIGINT' if isinstance(error, KeyboardInterrupt) else error}", file=sys.stderr)
+        sys.exit(error.exit_status if isinstance(error, StructcotError) else 1)
 
 
 def _write_json(path: Path | None, facts: object) -> None:

@@ -72,7 +72,7 @@ ALLOWED = {
     ),
     "structcot.offload": ("structcot.errors",),
     "structcot.distributed": ("structcot.errors", "structcot.config", "structcot.signals"),
-    "structcot.ledger": (),
+    "structcot.ledger": ("structcot_kernels",),
     "structcot.counting": ("structcot_kernels",),
     "structcot.model_files": ("structcot.errors",),
     "structcot.clock": ("structcot.errors", "structcot.files", "structcot.tags", "structcot.clock"),

@@ -97,9 +97,15 @@ def test_users_mistake_ends_in_one_message_on_standard_error(site: Site, tmp_pat
 
 def test_failure_to_write_ends_with_status_1(site: Site, tmp_path: Path) -> None:
     arguments = ["prepare", str(TINY_CONFIG), *site.overrides(tmp_path / "run")]
-    outcome = site.run(*arguments, "--json", str(tmp_path / "none" / "facts.json"))
-    assert outcome.status == FAILED
-    assert str(tmp_path / "none" / "facts.json") in outcome.message
+    outcome = site.run(*arguments, "--json", "/dev/full")
+    assert (outcome.status, "No space left" in outcome.message) == (FAILED, True)
+
+
+def test_a_file_of_facts_without_a_directory_is_refused_before_anything_runs(site: Site, tmp_path: Path) -> None:
+    outcome = site.run("prepare", str(TINY_CONFIG), *site.overrides(tmp_path / "run"), "--json", str(tmp_path / "none" / "facts.json"))
+    assert outcome.status == WRONG
+    assert f"--json: {tmp_path / 'none'} is no directory" in outcome.message
+    assert not (tmp_path / "run").exists()
 
 
 def test_prepare_writes_data_and_trains_nothing(site: Site, finished_run: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_loss_and_every_gradient_are_those_of_one_process(ranks: int, sequence: 
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("ranks", "sequence"), [(4, 1), (4, 2)], ids=str)
+@pytest.mark.parametrize(("ranks", "sequence"), [pytest.param(4, 1, marks=pytest.mark.slow), (4, 2)], ids=str)
 @pytest.mark.parametrize("kind", ["qwen2", pytest.param("llama3-rope-tied", marks=pytest.mark.slow)])
 def test_twenty_steps_end_where_one_process_ends(kind: str, ranks: int, sequence: int, method: str, tmp_path: Path) -> None:
     model_dir, samples = tiny_checkpoint(tmp_path, kind), random_samples(LENGTHS)

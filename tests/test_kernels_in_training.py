@@ -20,7 +20,8 @@ from tests.tiny_run import DONE, Site
 NUM_STEPS = 20
 
 
-@pytest.mark.parametrize("recompute", ["none", pytest.param("block", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", ["none", "block"])
 def test_twenty_steps_agree_with_those_on_pytorch(recompute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model_dir = tiny_checkpoint(tmp_path / "model", "qwen2")
     started: list[str] = []

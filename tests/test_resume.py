@@ -394,6 +394,7 @@ def test_run_killed_ten_times_ends_as_an_undisturbed_one(site: Site, launcher: L
     assert files_of(run_dir / "checkpoints").keys() == files_of(undisturbed / "checkpoints").keys()
 
 
+@pytest.mark.slow
 def test_run_killed_at_each_file_operation_of_a_checkpoint_ends_as_an_undisturbed_one(
     site: Site, launcher: Launcher, half_run: Path, finished_run: Path, tmp_path: Path
 ) -> None:

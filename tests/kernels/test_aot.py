@@ -57,6 +57,7 @@ def test_the_command_prints_and_writes_a_row_for_each_kernel(tmp_path: Path) -> 
         assert row["shared_memory_limit_bytes"] == 232448
 
 
+@pytest.mark.slow
 def test_setup_runs_the_same() -> None:
     ran = run("setup.py", "-q", "compile_kernels", "--operation=rms_norm")
     assert ran.returncode == 0, ran.stdout + ran.stderr
