@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from structcot.clock.behaviour import SHARES, behaviour_table, counts_of
 from structcot.clock.model import CONTEXT
 from structcot.clock.puzzle import HOURS, Puzzle, all_puzzles
 from structcot.clock.search import Search, demonstration
@@ -261,3 +262,40 @@ def test_what_is_there_is_not_written_again(clock: Path) -> None:
     before = (clock / "test.jsonl").stat().st_mtime_ns
     assert fetch("clock", clock, num_records=60, seed=3) == clock
     assert (clock / "test.jsonl").stat().st_mtime_ns == before
+
+
+def shares_in(text: str) -> dict[str, str]:
+    heads, _, row = (line.strip("| ").split(" | ") for line in text.splitlines())
+    return dict(zip(heads, row[1:], strict=True))
+
+
+def test_careful_searches_behave_and_careless_ones_compute_wrongly_alone(clock: Path) -> None:
+    shares = {}
+    for name in ("demonstrations", "wrong"):
+        pairs = [(one["messages"][0]["content"], one["messages"][1]["content"]) for one in records(clock, name)]
+        shares[name] = shares_in(behaviour_table({name: pairs}))
+    assert set(shares["demonstrations"].values()) == {"100.0"}
+    wrong = {key: float(value) for key, value in shares["wrong"].items()}
+    assert 85 < wrong["operations right"] < 95
+    assert (wrong["openings allowed"], wrong["openings new"], wrong["trials carried on"]) == (100, 100, 100)
+    assert wrong["yes is true"] == 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("5 + 7 = 11, left 8.", "operations right"),
+        ("5 + 7 = 12, left 7.", "openings allowed"),
+        ("7 + 5 = 12, left 8.", "openings allowed"),
+        ("5 + 7 = 12, left 8.\n\nWait, going back.\n\n5 + 7 = 12, left 8.", "openings new"),
+        ("5 + 7 = 12, left 8.\n\n11 + 8 = 0, 0 - 10 = 9.", "trials carried on"),
+        ("5 + 7 = 12, left 8.\n\n12 + 7 = 0, 0 - 10 = 9.", "trials carried on"),
+        ("5 + 7 = 12, left 8.\n\n12 + 8 = 1, 1 - 9 = 11.", "trials carried on"),
+        ("5 + 7 = 12, left 8.\n\n12 + 8 = 1, 1 - 10 = 0, yes.\n\n\\boxed{5 + 7 + 8}", "yes is true"),
+    ],
+)
+def test_what_goes_wrong_in_an_output_is_told_apart(lines: str, name: str) -> None:
+    counts = counts_of("make 10 from 5 7 8", lines)
+    assert counts[name] < counts[f"all {name}"]
+    others = {key for key in SHARES if counts[key] < counts[f"all {key}"]} - {name}
+    assert others <= {"operations right"}

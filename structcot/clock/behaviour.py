@@ -1,0 +1,87 @@
+"""What models do in clock puzzles, line by line: whether operations are worked out rightly, and whether the search is one.
+
+Run as `python -m structcot.clock.behaviour STUDY_DIR`, after the study. An answer is right or wrong as a whole; here is what went wrong in
+it. Content is what stands behind an equals sign, structure is which line follows which: a way that the numbers allow, carried on with what it
+made, and none that was tried before.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from structcot.clock.puzzle import pairs_of, work_out
+
+OPERATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
+OPENING = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+), left (\d+)\.")
+TRIAL = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+), (\d+) - (\d+) = (\d+)(, yes)?\.")
+SHARES = {
+    "operations right": "of all that are worked out",
+    "openings allowed": "two of the numbers as they stand and the third left",
+    "openings new": "not tried before in this output",
+    "trials carried on": "from what the opening made, with the number that is left, compared with the target",
+    "yes is true": "of the outputs that say yes, those in which the numbers then give the target",
+}
+
+
+def counts_of(question: str, output: str) -> Counter[str]:
+    """Count in one output for each of `SHARES` how many there are ("all " before its name) and how many are so."""
+    counts: Counter[str] = Counter()
+    target, *numbers = map(int, re.findall(r"\d+", question))
+    opened: set[tuple[str, ...]] = set()
+    value, left, says_yes = "", "", False
+    for left_, operator, right, result in OPERATION.findall(output):
+        _note(counts, "operations right", work_out(int(left_), operator, int(right)) == int(result))
+    for line in output.partition("Check:")[0].split("\n\n"):
+        if match := OPENING.fullmatch(line.strip()):
+            first, operator, second, value, left = match.groups()
+            _note(counts, "openings allowed", (int(first), int(second), int(left)) in pairs_of(numbers))
+            _note(counts, "openings new", (first, operator, second, left) not in opened)
+            opened.add((first, operator, second, left))
+        elif match := TRIAL.fullmatch(line.strip()):
+            start, operator, other, made, compared, needed, between, yes = match.groups()
+            _note(counts, "trials carried on", (start, other, compared, needed) == (value, left, made, str(target)))
+            says_yes = says_yes or bool(yes)
+    if says_yes:
+        boxed = re.search(r"\\boxed\{(\d+) ([-+*]) (\d+) ([-+*]) (\d+)\}", output)
+        _note(counts, "yes is true", boxed is not None and _makes(boxed.groups(), numbers, target))
+    return counts
+
+
+def behaviour_table(outputs: Mapping[str, Iterable[tuple[str, str]]]) -> str:
+    """A Markdown table of the shares, in per cent, from pairs of question and output by name; a dash where there is nothing to count."""
+    lines = [f"| | {' | '.join(SHARES)} |", f"|---|{'---|' * len(SHARES)}"]
+    for name, pairs in outputs.items():
+        counts = sum((counts_of(*pair) for pair in pairs), Counter())
+        shares = (f"{100 * counts[key] / counts[f'all {key}']:.1f}" if counts[f"all {key}"] else "–" for key in SHARES)
+        lines.append(f"| {name} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+def _note(counts: Counter[str], name: str, is_so: bool) -> None:
+    counts[f"all {name}"] += 1
+    counts[name] += is_so
+
+
+def _makes(way: tuple[str, ...], numbers: list[int], target: int) -> bool:
+    first, one, second, other, third = way
+    is_allowed = (int(first), int(second), int(third)) in pairs_of(numbers)
+    return is_allowed and work_out(work_out(int(first), one, int(second)), other, int(third)) == target
+
+
+def main() -> None:
+    """Print the table of all cells of a study that were evaluated."""
+    outputs: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted(Path(sys.argv[1]).glob("cells/*/eval/samples.jsonl")):
+        samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        outputs[path.parts[-3]] = [(sample["prompt"][-1]["content"], sample["output"]) for sample in samples]
+    print(behaviour_table(outputs))
+    print("\n" + "\n".join(f"- *{name}*: {meaning}" for name, meaning in SHARES.items()))
+
+
+if __name__ == "__main__":
+    main()
