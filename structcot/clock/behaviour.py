@@ -1,8 +1,8 @@
 """What models do in clock puzzles, line by line: whether operations are worked out rightly, and whether the search is one.
 
-Run as `python -m structcot.clock.behaviour STUDY_DIR`, after the study. An answer is right or wrong as a whole; here is what went wrong in
-it. Content is what stands behind an equals sign, structure is which line follows which: a way that the numbers allow, carried on with what it
-made, and none that was tried before.
+Run as `python -m structcot.clock.behaviour STUDY_DIR`, after the study. An answer is right or wrong as a whole; here is what went wrong
+in it. Content is what stands behind an equals sign, structure is which line follows which: a way that the numbers allow, carried on with
+what it made, and none that was tried before.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def counts_of(question: str, output: str) -> Counter[str]:
             _note(counts, "openings new", (first, operator, second, left) not in opened)
             opened.add((first, operator, second, left))
         elif match := TRIAL.fullmatch(line.strip()):
-            start, operator, other, made, compared, needed, between, yes = match.groups()
+            start, operator, other, made, compared, needed, _, yes = match.groups()
             _note(counts, "trials carried on", (start, other, compared, needed) == (value, left, made, str(target)))
             says_yes = says_yes or bool(yes)
     if says_yes:
