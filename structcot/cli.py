@@ -16,24 +16,10 @@ from typing import Annotated
 import typer
 
 from structcot import __version__
+from structcot.cli_options import ConfigFile, JsonFile, Overrides, in_a_directory, write_json
+from structcot.cli_traces import curate, grade, perturb, segment, view
 from structcot.config_file import load_config
 from structcot.errors import ConfigError, StructcotError, ToldElsewhere
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file of the run")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="values that beat the file, e.g. train.learning_rate=2e-4")
-]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="settings, listed above")]
-
-
-def _in_a_directory(option: typer.CallbackParam, path: Path | None) -> Path | None:
-    """Refuse a file that cannot be written for want of its directory before hours of work go into it."""
-    if path is not None and not path.parent.is_dir():
-        raise ConfigError(f"{option.opts[0]}: {path.parent} is no directory; make it first, or name another file")
-    return path
-
-
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write the same facts as JSON", callback=_in_a_directory)]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -64,7 +50,7 @@ def fetch(
         raise ConfigError(f'--difficulty: got "{difficulty}"; use one of {", ".join(DIFFICULTIES)}')
     path = fetch_to_disk(name, to, revision=revision, num_records=num_records, seed=seed, difficulty=DIFFICULTIES[difficulty])
     print(path)
-    _write_json(json_file, {"name": name, "path": str(path)})
+    write_json(json_file, {"name": name, "path": str(path)})
 
 
 @app.command()
@@ -79,7 +65,7 @@ def prepare(config: ConfigFile, overrides: Overrides = None, json_file: JsonFile
         prepare_run(loaded, lambda: False)
     facts = json.loads((output_dir / "data" / "plan.json").read_text(encoding="utf-8"))
     print("\n".join(f"{key:20} {value}" for key, value in facts.items() if not isinstance(value, dict)))
-    _write_json(json_file, facts)
+    write_json(json_file, facts)
 
 
 @app.command()
@@ -91,7 +77,7 @@ def train(config: ConfigFile, overrides: Overrides = None, json_file: JsonFile =
     if os.environ.get("RANK", "0") == "0":
         for name in ("report", "weights", "metrics"):
             print(f"{name:8} {facts[name]}")
-        _write_json(json_file, facts)
+        write_json(json_file, facts)
 
 
 @app.command()
@@ -112,7 +98,7 @@ def plan(
     machine = find_machine(device)
     predicted = plan_run(load_config(config, overrides or ()), world_size, machine, document_tokens)
     print(text_of(predicted, price))
-    _write_json(json_file, facts_of(predicted, price))
+    write_json(json_file, facts_of(predicted, price))
     if not predicted.fits:
         raise typer.Exit(1)
 
@@ -130,7 +116,7 @@ def export(
     exports = export_run(run, merge=merge, to=to)
     for one in exports:
         print(f"{one.path}\n  {one.serve_command}")
-    _write_json(json_file, {one.path.name: {"path": str(one.path), "serve": one.serve_command} for one in exports})
+    write_json(json_file, {one.path.name: {"path": str(one.path), "serve": one.serve_command} for one in exports})
 
 
 @app.command()
@@ -148,52 +134,7 @@ def generate(
         print(
             f"{one.source}: {'finished' if one.finished else 'cut off'}, {'thought, then solution' if one.structured else 'no structure'}"
         )
-    _write_json(json_file, [asdict(one) for one in completions])
-
-
-@app.command()
-def perturb(
-    source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="demonstrations, a JSON object a line; - for standard input")],
-    to: Annotated[str, typer.Argument(metavar="OUT.jsonl", help="where the perturbed ones go; - for standard output")],
-    settings: Settings = None,
-    kind: Annotated[str, typer.Option(help="wrong-answer, digits, keywords, delete, insert or shuffle")] = "",
-    fraction: Annotated[float, typer.Option(help="how much of it, 0 to 1")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="seed of every choice")] = 0,
-    mode: Annotated[str, typer.Option(help="clean, or paper: bug for bug what the code of the paper does")] = "clean",
-    json_file: JsonFile = None,
-) -> None:
-    """Change the content or the structure of demonstrations, and report what that did to them.
-
-    Settings: what the kind takes (docs/structure.md), field=NAME of the answer, jobs=N processes, and then=KIND:FRACTION,NAME=VALUE,... for
-    a further perturbation after this one.
-    """
-    from structcot.perturb.command import perturb as perturb_records
-    from structcot.perturb.command import summary_of
-
-    facts = perturb_records(source, to, settings or (), kind=kind, fraction=fraction, seed=seed, mode=mode)
-    print(summary_of(facts), file=sys.stderr if to == "-" else sys.stdout)
-    _write_json(json_file, facts)
-
-
-@app.command()
-def segment(
-    source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="traces or model outputs, a JSON object a line; - for standard input")],
-    to: Annotated[str, typer.Argument(metavar="OUT.jsonl", help="the same records with steps and metrics; - for standard output")],
-    settings: Settings = None,
-    segmenter: Annotated[str, typer.Option(help="marker, sentence, blank-line, or llm")] = "marker",
-    json_file: JsonFile = None,
-) -> None:
-    """Cut chains of thought into steps and measure their structure.
-
-    Settings: field=NAME of the answer, jobs=N processes; for llm: url=URL and model=NAME of an OpenAI-compatible server, and
-    key=VARIABLE, the environment variable that holds its key.
-    """
-    from structcot.segment import segment as segment_records
-    from structcot.segment import summary_of
-
-    facts = segment_records(source, to, segmenter, settings or ())
-    print(summary_of(facts), file=sys.stderr if to == "-" else sys.stdout)
-    _write_json(json_file, facts)
+    write_json(json_file, [asdict(one) for one in completions])
 
 
 @app.command("eval")
@@ -225,27 +166,7 @@ def evaluate(
     }
     results = run_evaluation(read_config(arguments or (), options))
     print(summary_of(results))
-    _write_json(json_file, results)
-
-
-@app.command()
-def grade(
-    source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="saved outputs, a JSON object a line; - for standard input")],
-    to: Annotated[str, typer.Argument(metavar="OUT.jsonl", help="the same records with their grades; - for standard output")],
-    settings: Settings = None,
-    grader: Annotated[str, typer.Option(help="math, exact, or paper: bug for bug what the paper's harness says")] = "math",
-    json_file: JsonFile = None,
-) -> None:
-    """Grade saved outputs: each needs gold, and pred (an answer) or response (a whole output).
-
-    Settings: jobs=N processes, limit=SECONDS for one answer.
-    """
-    from structcot.grade import grade as grade_records
-    from structcot.grade import summary_of
-
-    facts = grade_records(source, to, grader, settings or ())
-    print(summary_of(facts), file=sys.stderr if to == "-" else sys.stdout)
-    _write_json(json_file, facts)
+    write_json(json_file, results)
 
 
 @app.command()
@@ -256,7 +177,7 @@ def study(
     cell: Annotated[str, typer.Option(metavar="NAME", help="run this cell only: its name, or its number in --dry-run")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print every cell with its commands, and run nothing")] = False,
     slurm: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="write an array job for sbatch, and run nothing", callback=_in_a_directory)
+        Path | None, typer.Option(metavar="FILE", help="write an array job for sbatch, and run nothing", callback=in_a_directory)
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -264,25 +185,13 @@ def study(
     from structcot.study.command import study as run
 
     outcome = run(config, overrides or (), jobs=jobs, cell=cell, dry_run=dry_run, slurm=slurm)
-    _write_json(json_file, outcome.facts)
+    write_json(json_file, outcome.facts)
     if outcome.missing:
         raise StructcotError(f"{config}: {len(outcome.missing)} cells are not done, see above; the same command tries them again")
 
 
-@app.command()
-def view(
-    source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="traces or model outputs, a JSON object a line")],
-    compare: Annotated[str | None, typer.Option(metavar="OTHER.jsonl", help="the same records, perturbed or answered otherwise")] = None,
-    to: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.html", help="the page")] = Path("view.html"),
-    field: Annotated[str, typer.Option(help="field of the answer, where the format is none of the known")] = "",
-    json_file: JsonFile = None,
-) -> None:
-    """Write a self-contained page that shows traces as structure, one file or two side by side."""
-    from structcot.view import write_view
-
-    facts = write_view(source, to, compare=compare, field=field)
-    print(facts["page"])
-    _write_json(json_file, facts)
+for command in (curate, segment, perturb, grade, view):
+    app.command()(command)
 
 
 def main() -> None:
@@ -306,13 +215,6 @@ def _guarded(arguments: list[str]) -> None:
     except (StructcotError, OSError, KeyboardInterrupt) as error:
         print(f"structcot: {'stopped by SIGINT' if isinstance(error, KeyboardInterrupt) else error}", file=sys.stderr)
         sys.exit(error.exit_status if isinstance(error, StructcotError) else 1)
-
-
-def _write_json(path: Path | None, facts: object) -> None:
-    if path == Path("-"):
-        print(json.dumps(facts, indent=2))
-    elif path is not None:
-        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from structcot import __version__
+from structcot.completion import LONGEST_REFUSAL_BYTES, Completion, Failure, own_words, read_completion
 from structcot.errors import ConfigError, ServerError
 
 FIRST_WAIT_SECONDS, LONGEST_BACKOFF_SECONDS = 0.5, 30.0
 LONGEST_RETRY_AFTER_SECONDS = 600.0
 RETRIED_STATUSES = frozenset({408, 409, 429, *range(500, 600)})
 _LONGEST_REASON = 500
-_LONGEST_REFUSAL_BYTES = 65536
 _CHAT, _PLAIN = "/chat/completions", "/completions"
 # A password would end up in messages, and a query would stand before the path that is appended.
 _URL = re.compile(r"https?://[!-~]+", re.IGNORECASE)
@@ -40,30 +40,6 @@ _URL = re.compile(r"https?://[!-~]+", re.IGNORECASE)
 Question = str | Sequence[Mapping[str, str]]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """What a model wrote. `finish_reason` is "length" where it ran into `max_tokens`, "" where the server does not say.
-
-    The counts are of tokens, None where the server does not count. `thought` is what some servers cut off from the text in front of it.
-    """
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    thought: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """Why there is no completion, the HTTP status or 0, whether asking again can help, and how many seconds the server asks to wait."""
-
-    reason: str
-    status: int = 0
-    is_final: bool = False
-    retry_after: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +148,7 @@ class Server:
             headers["Authorization"] = f"Bearer {key}"
         answer = _send(Request(place, data=body, headers=headers, method="POST"), self.timeout_seconds)
         if isinstance(answer, bytes):
-            answer = _read_completion(answer)
+            answer = read_completion(answer)
         if isinstance(answer, Failure):
             reason = answer.reason.replace(key, "***") if key else answer.reason
             return replace(answer, reason=_shown(reason))
@@ -209,9 +185,9 @@ def _send(request: Request, timeout_seconds: float) -> bytes | Failure:
     except (OSError, HTTPException) as error:
         cause = error.reason if isinstance(error, URLError) else error
         if isinstance(cause, TimeoutError):
-            return Failure(reason=f"no whole answer within {timeout_seconds:g} seconds")
+            return Failure(reason=f"no whole answer within {timeout_seconds:g} seconds", kind="late")
         if isinstance(cause, IncompleteRead):
-            return Failure(reason="the answer is cut short")
+            return Failure(reason="the answer is cut short", kind="cut short")
         return Failure(reason=f"no answer: {cause}")
 
 
@@ -235,26 +211,15 @@ def _refusal(error: HTTPError) -> Failure:
     """Read a status that is no success, with the server's own words."""
     body = b""
     with suppress(OSError, HTTPException):
-        body = error.read(_LONGEST_REFUSAL_BYTES)
-    words = _own_words(body)
+        body = error.read(LONGEST_REFUSAL_BYTES)
+    words = own_words(body)
     return Failure(
         reason=f"status {error.code} {error.reason}{': ' if words else ''}{words}",
+        kind=f"status {error.code}",
         status=error.code,
         is_final=error.code not in RETRIED_STATUSES,
         retry_after=_seconds(error.headers.get("Retry-After", "")),
     )
-
-
-def _own_words(body: bytes) -> str:
-    text = body.decode("utf-8", errors="replace")
-    try:
-        answer: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    for name in ("error", "message", "detail"):
-        if isinstance(answer, dict) and answer.get(name):
-            answer = answer[name]
-    return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
 
 
 def _seconds(retry_after: str) -> float:
@@ -268,47 +233,6 @@ def _seconds(retry_after: str) -> float:
         return 0.0
     aware = date if date.tzinfo else date.replace(tzinfo=UTC)
     return max(0.0, (aware - datetime.now(UTC)).total_seconds())
-
-
-def _read_completion(body: bytes) -> Completion | Failure:
-    """Find the text in an answer. Some servers send errors with status 200, beside or in place of the choices."""
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        return Failure(reason=f"the answer is not JSON: {body[:_LONGEST_REFUSAL_BYTES].decode('utf-8', errors='replace')}")
-    if not isinstance(answer, dict):
-        return Failure(reason="the answer is no JSON object")
-    choices = answer.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    message, finish_reason, usage = choice.get("message"), choice.get("finish_reason"), answer.get("usage")
-    text = message.get("content") if isinstance(message, dict) else choice.get("text")
-    thought = _thought(message) if isinstance(message, dict) else ""
-    text = "" if text is None and thought else text  # cut in the thought
-    if answer.get("error") or choice.get("error") or finish_reason in ("error", "abort"):
-        words = answer.get("error") or choice.get("error") or text
-        return Failure(reason=f"the answer is an error: {_own_words(json.dumps(words).encode())}")
-    if not choice:
-        return Failure(reason="the answer has no choices")
-    if not isinstance(text, str):
-        return Failure(reason=f"the answer has no text: the content is {json.dumps(text)}, finish_reason {json.dumps(finish_reason)}")
-    counts = usage if isinstance(usage, dict) else {}
-    return Completion(
-        text=text,
-        finish_reason=finish_reason if isinstance(finish_reason, str) else "",
-        prompt_tokens=_count(counts.get("prompt_tokens")),
-        completion_tokens=_count(counts.get("completion_tokens")),
-        thought=thought,
-    )
-
-
-def _thought(message: dict[str, Any]) -> str:
-    """What vLLM, DeepSeek and others put beside the content when they take the thought out of it."""
-    values = [message.get(name) for name in ("reasoning_content", "reasoning")]
-    return next((value for value in values if isinstance(value, str) and value), "")
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _shown(reason: str) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 # "stop": the model ended its turn or wrote a stop string; "length": it was cut at max_new_tokens or at the end of its context;
-# "refused": nothing was generated, since the prompt leaves no room in the context or the server refuses it, for the `reason` given.
-FINISH_REASONS = ("stop", "length", "refused")
+# "refused": nothing was generated, since the prompt leaves no room in the context or the server refuses it, for the `reason` given;
+# "failed": the server failed this request each time, and whoever asks has allowed for that.
+FINISH_REASONS = ("stop", "length", "refused", "failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,15 +14,16 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from structcot.completion import Completion, Failure
 from structcot.errors import ConfigError, ServerError, StructcotError
 from structcot.eval.engine import Engine, Output, Request, Sampling
 from structcot.eval.seeds import seed_of
-from structcot.server import Completion, Failure, Question, Server
+from structcot.server import Question, Server
 
 RATE_LIMIT = 429
 REFUSALS = frozenset({400, 413, 422})
@@ -38,6 +39,22 @@ _DISPENSABLE = {"max_tokens": re.compile("context|max_|too large|exceed", re.IGN
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """What stands between requests and a server; by default nothing. The functions are called by many threads.
+
+    `admit` waits until a request may be sent for the first time; where it says False, nothing is let through any more, and asking ends
+    without an error. `note` is told of every failure, tried again or not. `spare` says whether the run goes on without a request that
+    failed each time, while others were answered: its output then has "failed" as its reason to finish. `done` is told of each request that
+    was let through, with its output, or None where the run ends without one.
+    """
+
+    admit: Callable[[Request], bool] = lambda request: True
+    note: Callable[[Failure], None] = lambda failure: None
+    spare: Callable[[Request, ServerError], bool] = lambda request, error: False
+    done: Callable[[Request, Output | None], None] = lambda request, output: None
+
+
 @dataclass(slots=True, kw_only=True)
 class _Run:
     """What the threads of one call share, under one lock: what is to do, who may still have an answer, and until when nobody may ask.
@@ -48,10 +65,12 @@ class _Run:
 
     todo: deque[Request]
     hopeful: int
+    gate: Gate
     answered: bool = False
     stopped: bool = False
     pause_ends: float = 0.0
     pauses: int = 0
+    closed: bool = False
     changed: threading.Condition = field(default_factory=threading.Condition)
     results: SimpleQueue[Output | StructcotError | None] = field(default_factory=SimpleQueue)
 
@@ -64,10 +83,12 @@ def open_server(
     key_variable: str = "OPENAI_API_KEY",
     timeout_seconds: float = 3600.0,
     max_retries: int = 8,
+    gate: Gate | None = None,
 ) -> Engine:
     """Make an engine of the model behind a server, `url` being what stands before `/chat/completions`.
 
-    `concurrency` requests are in flight, each with a seed of its own. The key is the value of the environment variable `key_variable`.
+    `concurrency` requests are in flight, each with a seed of its own, once `gate` has let them through. The key is the value of the
+    environment variable `key_variable`.
     `timeout_seconds` bounds one whole answer; `max_retries` counts requests after the first.
 
     The engine raises ServerError where the server cannot be reached, knows neither key nor model, or fails the same request each time; what
@@ -81,7 +102,7 @@ def open_server(
     server = Server(url=url, model=model, key_variable=key_variable, timeout_seconds=timeout_seconds, max_retries=max_retries)
 
     def generate(requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
-        return _outputs(replace(server, **_fields(sampling)), requests, sampling, concurrency)
+        return _outputs(replace(server, **_fields(sampling)), requests, sampling, concurrency, gate or Gate())
 
     return generate
 
@@ -96,10 +117,10 @@ def _fields(sampling: Sampling) -> dict[str, Any]:
     return {"temperature": sampling.temperature, "max_tokens": sampling.max_new_tokens, "extra": extra}
 
 
-def _outputs(server: Server, requests: Sequence[Request], sampling: Sampling, concurrency: int) -> Iterator[Output]:
+def _outputs(server: Server, requests: Sequence[Request], sampling: Sampling, concurrency: int, gate: Gate) -> Iterator[Output]:
     """Yield outputs as they are finished. Daemon threads ask, so that Ctrl-C need not wait for answers."""
     num_threads = min(concurrency, len(requests))
-    run = _Run(todo=deque(requests), hopeful=num_threads)
+    run = _Run(todo=deque(requests), hopeful=num_threads, gate=gate)
     for _ in range(num_threads):
         threading.Thread(target=_work, args=(run, server, sampling), daemon=True).start()
     failure: StructcotError | None = None
@@ -116,7 +137,7 @@ def _outputs(server: Server, requests: Sequence[Request], sampling: Sampling, co
                 failure = failure or result
     finally:
         _stop(run)
-    if failure or num_missing:
+    if failure or (num_missing and not run.closed):
         raise failure or ServerError(f"{num_missing} requests were given up by threads that failed, as told above")
 
 
@@ -133,11 +154,11 @@ def _work(run: _Run, server: Server, sampling: Sampling) -> None:
     """Ask for one request after the other until none is left, or one has ended the run."""
     try:
         while (request := _next(run)) is not None:
+            result = None
             try:
-                result = _answer(run, replace(server, seed=seed_of(request)), request, sampling)
-            except StructcotError as error:
-                _stop(run)
-                result = type(error)(f"{request.key}: {error}")
+                result = _result_of(run, server, request, sampling)
+            finally:
+                run.gate.done(request, result if isinstance(result, Output) else None)
             if result:
                 run.results.put(result)
     finally:
@@ -147,9 +168,27 @@ def _work(run: _Run, server: Server, sampling: Sampling) -> None:
         run.results.put(None)
 
 
+def _result_of(run: _Run, server: Server, request: Request, sampling: Sampling) -> Output | StructcotError | None:
+    """The output of a request, or why there is none; such an error ends the run, unless the request is spared."""
+    try:
+        return _answer(run, replace(server, seed=seed_of(request)), request, sampling)
+    except StructcotError as error:
+        if isinstance(error, ServerError) and run.answered and run.gate.spare(request, error):
+            return _refused(request, Failure(reason=str(error)), "failed")
+        _stop(run)
+        return type(error)(f"{request.key}: {error}")
+
+
 def _next(run: _Run) -> Request | None:
     with run.changed:
-        return None if run.stopped or not run.todo else run.todo.popleft()
+        if run.stopped or run.closed or not run.todo:
+            return None
+        request = run.todo.popleft()
+    if run.gate.admit(request):
+        return request
+    with run.changed:
+        run.closed = True
+    return None
 
 
 def _stop(run: _Run) -> None:
@@ -170,7 +209,9 @@ def _answer(run: _Run, server: Server, request: Request, sampling: Sampling) -> 
     while _may_ask(run):
         start = time.monotonic()
         answer = server.ask(question)
-        if isinstance(answer, Completion):
+        if isinstance(answer, Failure):
+            run.gate.note(answer)
+        else:
             _note_answer(run)
             return _output(request, answer, sampling, time.monotonic() - start)
         if answer.status in REFUSALS:
@@ -246,9 +287,9 @@ def _give_up(server: Server, failure: Failure, jitter: random.Random) -> None:
     server.wait_after(replace(failure, is_final=True), 1, jitter)
 
 
-def _refused(request: Request, refusal: Failure) -> Output:
+def _refused(request: Request, refusal: Failure, finish_reason: str = "refused") -> Output:
     return Output(
-        key=request.key, text="", finish_reason="refused", prompt_tokens=0, completion_tokens=0, seconds=0.0, reason=refusal.reason
+        key=request.key, text="", finish_reason=finish_reason, prompt_tokens=0, completion_tokens=0, seconds=0.0, reason=refusal.reason
     )
 
 
