@@ -110,6 +110,28 @@ class Payload:
         return os.mkdir, (self.directory,)
 
 
+@pytest.mark.parametrize(
+    ("input_output", "tests", "entry_point"),
+    [
+        ({"inputs": ["1 2\n", ["3", "4"]], "outputs": ["3\n", ["7"]]}, [("1 2\n", "3\n"), ("3\n4", "7")], ""),
+        ({"fn_name": "add", "inputs": [[1, [2]], ["a"]], "outputs": [[3], "b"]}, [("1\n[2]", "[3]"), ('"a"', '"b"')], "add"),
+    ],
+)
+def test_apps_and_taco_keep_inputs_and_outputs_side_by_side(
+    input_output: dict[str, Any], tests: list[tuple[str, str]], entry_point: str
+) -> None:
+    for value in (input_output, json.dumps(input_output)):
+        problem = read_problem({"question": "Add.", "input_output": value}, 0)
+        assert [(one.input, one.output) for one in problem.tests] == tests
+        assert problem.entry_point == entry_point
+
+
+@pytest.mark.parametrize("value", ["{", '{"inputs": [1], "outputs": []}', "[1]", '{"inputs": 1, "outputs": 1}'])
+def test_tests_that_cannot_be_told_are_named(value: str) -> None:
+    with pytest.raises(BadRow, match="has an input_output"):
+        read_problem({"question": "Add.", "input_output": value}, 0)
+
+
 def test_hidden_tests_that_would_run_code_are_refused(tmp_path: Path) -> None:
     packed = base64.b64encode(zlib.compress(pickle.dumps(Payload(str(tmp_path / "made"))))).decode()
     with pytest.raises(BadRow, match="which could run code"):

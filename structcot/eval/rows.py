@@ -9,7 +9,7 @@ import json
 import pickle
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -101,8 +101,9 @@ def _tolerance(row: Mapping[str, Any]) -> float | None:
 
 
 def _tests(row: Mapping[str, Any]) -> tuple[ProgramTest, ...]:
-    """The tests of a program: `tests`, or the public and the hidden ones of LiveCodeBench."""
+    """The tests of a program: `tests`, the public and the hidden ones of LiveCodeBench, or the `input_output` of APPS and TACO."""
     listed = [*_listed(row.get("tests")), *_listed(row.get("public_test_cases")), *_listed(row.get("private_test_cases"))]
+    listed += _tests_beside(_paired(row))
     try:
         return tuple(ProgramTest(input=str(test["input"]), output=str(test["output"])) for test in listed)
     except (KeyError, TypeError) as error:
@@ -117,6 +118,34 @@ def _listed(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise BadRow(f"has tests that are no list but {type(value).__name__}; give {{input, output}} objects")
     return value
+
+
+def _paired(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What APPS and TACO have as tests: lists of inputs and outputs side by side, and the function that is called, if one is; else {}."""
+    value = row.get("input_output")
+    try:
+        pairs = json.loads(value or "{}") if isinstance(value, str | None) else value
+    except ValueError as error:
+        raise BadRow(f"has an input_output that is no JSON: {error}; fetch the file again") from error
+    if not pairs:
+        return {}
+    lists = [pairs.get(name) for name in ("inputs", "outputs")] if isinstance(pairs, Mapping) else []
+    if not all(isinstance(one, list) for one in lists) or len({len(one) for one in lists}) != 1:
+        raise BadRow('has an input_output without "inputs" and "outputs" of the same length; fetch the file again')
+    return pairs
+
+
+def _tests_beside(pairs: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Text in and out for programs that read, arguments and result as JSON for functions that are called."""
+    for given, result in zip(pairs.get("inputs", ()), pairs.get("outputs", ()), strict=True):
+        if pairs.get("fn_name"):
+            yield {"input": "\n".join(map(json.dumps, given if isinstance(given, list) else [given])), "output": json.dumps(result)}
+        else:
+            yield {"input": _lines(given), "output": _lines(result)}
+
+
+def _lines(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _decoded(text: str) -> Any:
@@ -144,7 +173,8 @@ def _entry_point(row: Mapping[str, Any], starter_code: str) -> str:
     metadata = row.get("metadata")
     if isinstance(metadata, str):
         metadata = _decoded(metadata or "{}")
-    named = row.get("fn_name") or row.get("entry_point") or (metadata.get("func_name") if isinstance(metadata, dict) else "")
+    inside = metadata.get("func_name") if isinstance(metadata, dict) else ""
+    named = row.get("fn_name") or row.get("entry_point") or inside or _paired(row).get("fn_name")
     if named:
         return str(named)
     found = _FUNCTION.search(starter_code)
