@@ -277,6 +277,22 @@ def test_tagged_answers_come_into_the_format_by_rule(answer: str, text: str, tmp
 
 
 @pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("a\n\nb\n\nc\n", tagged("a\n\nb", "c")),
+        ("a\nb", tagged("a", "b")),
+        ("<think>a\n\nb</think>c\n\nd", tagged("a\n\nb", "c\n\nd")),
+    ],
+)
+def test_the_last_paragraph_is_the_solution_where_one_asks_for_that(answer: str, text: str, tmp_path: Path) -> None:
+    with stage_files(tmp_path) as files:
+        by_rule(record(answer), files, "last-paragraph")
+        by_rule(record("one line"), files, "last-paragraph")
+    assert [one["text"] for one in read_records(files.directory / "kept.jsonl")] == [text]
+    assert dict(files.rejected) == {"there are no tags of a thought": 1}
+
+
+@pytest.mark.parametrize(
     ("answer", "reason"),
     [
         ("no tags", "there are no tags of a thought"),

@@ -84,7 +84,8 @@ def stages_of(config: CurateConfig) -> list[Stage]:
     stages.append(Stage(name="sample", facts={**server_facts(config.teacher), **asked}, work=partial(sample, config)))
     stages.append(Stage(name="check", facts=check.facts_of(config.check), work=partial(check.check, config.check)))
     server = config.reformat.server
-    facts = {"kept_words": config.reformat.kept_words, "server": {**server_facts(server), "asks": COPY_ASKS} if server else {}}
+    how = {"kept_words": config.reformat.kept_words, "untagged": config.reformat.untagged}
+    facts = {**how, "server": {**server_facts(server), "asks": COPY_ASKS} if server else {}}
     stages.append(Stage(name="reformat", facts=facts, work=partial(reformat, config.reformat, config.seed)))
     stages.append(Stage(name="select", facts=config.select.model_dump(mode="json"), work=partial(selection.select, config.select)))
     facts = {**config.mix.model_dump(mode="json"), "system_prompt": config.output.system_prompt, "seed": config.seed}

@@ -123,12 +123,19 @@ class CheckConfig(Section):
 class ReformatConfig(Section):
     """`[reformat]`: how an answer comes into the tags of thought and solution.
 
-    By rule, where it has `<think>`; otherwise by the model of `server`, whose text is taken only if it keeps `kept_words` of the words, in
-    their order.
+    By rule, where it has `<think>`. Without tags, by the model of `server`, whose text is taken only if it keeps `kept_words` of the words,
+    in their order; without a server `untagged` says whether the last paragraph counts as the solution of what stands before it.
     """
 
     kept_words: float = Field(default=0.9, gt=0.0, le=1.0)
+    untagged: Literal["reject", "last-paragraph"] = "reject"
     server: ServerConfig | None = None
+
+    @model_validator(mode="after")
+    def _untagged_by_one_way(self) -> Self:
+        if self.server is not None and self.untagged != "reject":
+            raise ValueError(f'untagged: "{self.untagged}" and a server that copies exclude each other; leave one out')
+        return self
 
 
 class SelectConfig(Section):

@@ -44,7 +44,7 @@ def reformat(config: ReformatConfig, seed: int, records: Iterator[Record], files
     server = config.server
     if server is None:
         for record in records:
-            by_rule(record, files)
+            by_rule(record, files, config.untagged)
         return
     before = read_records(files.before.kept) if files.before else ()
     with AnswerFile(files.directory / ANSWERS) as answers:
@@ -61,8 +61,13 @@ def has_thought(text: str) -> bool:
     return any(tag in text for pair in THOUGHT_TAGS for tag in pair)
 
 
-def by_rule(record: Record, files: StageFiles) -> None:
-    """Put the thought and the solution of a tagged answer between the tags of the format."""
+def by_rule(record: Record, files: StageFiles, untagged: str = "reject") -> None:
+    """Put the thought and the solution of an answer between the tags of the format."""
+    text = record["answer"].strip()
+    if untagged == "last-paragraph" and not has_thought(text) and "\n" in text:
+        thought, _, solution = text.rpartition("\n\n" if "\n\n" in text else "\n")
+        files.keep({**record, "text": tagged(thought.strip(), solution.strip()), "reformatted": "last paragraph"})
+        return
     answer = read_answer(record["answer"])
     if answer.defect:
         files.reject(record, "there are no tags of a thought" if not has_thought(answer.text) else "the tags are broken", answer.defect)
