@@ -250,6 +250,12 @@ def test_the_command_ends_a_mistake_with_status_2_and_knows_its_stages(config_pa
     assert not (tmp_path / "out" / "data").exists()
 
 
+def test_stages_that_look_for_nothing_are_left_out(config_path: Path) -> None:
+    with FaultyServer(teacher) as server:
+        facts = curate(config_path, [f"teacher.url={server.url!r}", "duplicates.buckets=0", "contamination.benchmarks=[]"])
+    assert [one["stage"] for one in facts["stages"]][:2] == ["prompts", "sample"]
+
+
 def test_a_written_config_loads_back(config_path: Path, tmp_path: Path) -> None:
     config = read_curate(config_path)
     (tmp_path / "again.toml").write_text(config.to_toml())

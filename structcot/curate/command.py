@@ -41,7 +41,7 @@ def curate(path: Path, overrides: Sequence[str] = (), *, until: str = "") -> dic
         StructcotError: if a stage fails, or money or patience with a server is spent; the same call goes on.
     """
     config = read_curate(path, overrides)
-    if config.duplicates is not None:
+    if config.duplicates.buckets:
         need_datatrove()
     output_dir = Path(config.output_dir)
     with locked(output_dir):
@@ -68,10 +68,10 @@ def stages_of(config: CurateConfig) -> list[Stage]:
     """The stages of a curation in their order, each with the settings that decide its result."""
     sources = [{**source.model_dump(mode="json"), "sha256": _source_sha256(source.path, source.split)} for source in config.sources]
     stages = [Stage(name="prompts", facts={"sources": sources}, work=lambda _, files: collect(config.sources, files))]
-    if config.duplicates is not None:
+    if config.duplicates.buckets:
         work: Work = partial(deduplicate, config.duplicates, config.scale)
         stages.append(Stage(name="deduplicate", facts=config.duplicates.model_dump(mode="json"), work=work))
-    if config.contamination is not None:
+    if config.contamination.benchmarks:
         benchmarks = contamination.load_benchmarks(config.contamination)
         work = partial(contamination.decontaminate, benchmarks)
         stages.append(Stage(name="decontaminate", facts=contamination.facts_of(benchmarks), work=work))

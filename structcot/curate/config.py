@@ -89,17 +89,17 @@ class DuplicatesConfig(Section):
     """`[duplicates]`: problems that are the same but for some words fall, all but the first.
 
     Two problems that share s of their runs of `words` words (Jaccard) are found with the probability 1 - (1 - s^hashes)^buckets: by the
-    defaults 0.62 at s = 0.5, and 0.98 at 0.66. With `same_numbers` they must have the same numbers, too.
+    defaults 0.62 at s = 0.5, and 0.98 at 0.66. With `same_numbers` they must have the same numbers, too. With 0 buckets none are sought.
     """
 
     words: int = Field(default=3, ge=1, le=20)
-    buckets: int = Field(default=30, ge=1, le=500)
+    buckets: int = Field(default=30, ge=0, le=500)
     hashes: int = Field(default=5, ge=1, le=50)
     same_numbers: bool = True
 
 
 class ContaminationConfig(Section):
-    """`[contamination]`: problems of these benchmarks fall, by name or as files, wherever they stand in a text.
+    """`[contamination]`: problems of these benchmarks fall, by name or as files, wherever they stand in a text; of none with an empty list.
 
     A text holds a problem if it has `share` of its runs of `words` words, or all of it word by word where it is shorter.
     """
@@ -188,8 +188,8 @@ class CurateConfig(Section):
     output_dir: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
     sources: list[SourceConfig] = Field(min_length=1)
-    duplicates: DuplicatesConfig | None = DuplicatesConfig()
-    contamination: ContaminationConfig | None = ContaminationConfig()
+    duplicates: DuplicatesConfig = DuplicatesConfig()
+    contamination: ContaminationConfig = ContaminationConfig()
     difficulty: ServerConfig | None = None
     teacher: TeacherConfig
     check: CheckConfig = CheckConfig()

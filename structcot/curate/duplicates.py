@@ -29,7 +29,7 @@ def need_datatrove() -> None:
         ConfigError: if datatrove is not installed.
     """
     if find_spec("datatrove") is None:
-        raise ConfigError("duplicates: the package datatrove is not installed; pip install structcot[eval]")
+        raise ConfigError("duplicates: the package datatrove is not installed; pip install structcot[eval], or set duplicates.buckets = 0")
 
 
 def deduplicate(config: DuplicatesConfig, scale: ScaleConfig, records: Iterator[Record], files: StageFiles) -> None:
