@@ -32,10 +32,14 @@ def _body(title: str, stages: Sequence[Done]) -> Iterator[str]:
     most = max([1, *(max(done.num_read, done.num_kept) for done in stages)])
     yield f"<h1>{safe_text(title)}</h1>"
     yield f"<p>{stages[-1].num_kept:,} demonstrations came out of {stages[0].num_read:,} rows.</p>" if stages else ""
+    yield "<table class=overview><tr><th>stage</th><th>kept</th><th>fell</th><th class=wide></th></tr>"
     for done in stages:
-        yield f"<h2>{safe_text(done.name)}</h2>"
+        counts = f'<td class="number">{done.num_kept:,}</td><td class="number">{sum(done.rejected.values()):,}</td>'
+        yield f'<tr><td><a href="#{safe_text(done.name)}">{safe_text(done.name)}</a></td>{counts}<td>{_bar(done, most)}</td></tr>'
+    yield "</table>"
+    for done in stages:
+        yield f'<h2 id="{safe_text(done.name)}">{safe_text(done.name)}</h2>'
         yield f"<p class=soft>read {done.num_read:,}, kept {done.num_kept:,}, fell {sum(done.rejected.values()):,}</p>"
-        yield _bar(done, most)
         yield _reasons(done.rejected)
         yield _samples("kept", islice(read_records(done.kept), NUM_SHOWN))
         yield _samples("fell", _one_of_each(done.directory / REJECTED, len(done.rejected)))
@@ -73,6 +77,7 @@ def _samples(kind: str, records: Iterator[Record]) -> str:
 def _head(kind: str, record: Record) -> str:
     reason = record.get("rejected", {}).get("reason", "")
     name = record.get("id") or record.get("origin") or ""
+    name = f"{name}/{record['sample']}" if "sample" in record else name
     return f"{kind}: {safe_text(name)}{f' <span class=soft>({safe_text(reason)})</span>' if reason else ''}"
 
 
