@@ -27,6 +27,8 @@ from structcot.study.report_order import (
 )
 
 GROUPS = {"answer": "Answers", "content": "Content", "structure": "Structure", "other": "Other data"}
+# A tenth of a point is the last digit that is shown.
+SMALLEST_SHOWN = 0.0005
 NOTHING_YET = "Nothing has finished yet: no variant has an accuracy, so nothing can be concluded."
 
 
@@ -153,14 +155,17 @@ def _matched(facts: Facts, setting: str, task: str) -> Iterator[str]:
 def _endings(compared: Sequence[Facts], reference: Facts, task: str) -> Iterator[str]:
     """What is left of each loss where every thought is made to end, also the reference's: two losses side by side, without a cause."""
     lost = [one for one in compared if one["group"] != "base" and settled(one["difference"][task]) == WORSE]
-    forced = [(one, estimate_of(one, "forced_difference", task)) for one in lost]
+    both = [(one, left) for one in lost if (left := estimate_of(one, "forced_difference", task)) is not None]
+    forced = [(one, left) for one, left in both if abs(left["value"] - one["difference"][task]["value"]) >= SMALLEST_SHOWN]
+    if both and not forced:
+        yield "With every thought made to end, every loss stays as it is."
     words = {
         WORSE: "there is still a loss for",
         NOISE: f"the accuracy can no longer be told apart from that of {reference['name']} for",
         BETTER: f"the accuracy is above that of {reference['name']} for",
     }
     for verdict, text in words.items():
-        said = [(one, left) for one, left in forced if left is not None and settled(left) == verdict]
+        said = [(one, left) for one, left in forced if settled(left) == verdict]
         if said:
             listed = "; ".join(f"{one['name']} ({_signed(left)}, and {_signed(one['difference'][task])} as it is)" for one, left in said)
             yield f"With every thought made to end, {text} {listed}."
