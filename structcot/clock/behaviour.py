@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from structcot.clock.puzzle import pairs_of, work_out
+from structcot.clock.puzzle import Way, pairs_of, work_out
 
 OPERATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
 OPENING = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+), left (\d+)\.")
@@ -67,10 +67,10 @@ def _note(counts: Counter[str], name: str, is_so: bool) -> None:
     counts[name] += is_so
 
 
-def _makes(way: tuple[str, ...], numbers: list[int], target: int) -> bool:
-    first, one, second, other, third = way
-    is_allowed = (int(first), int(second), int(third)) in pairs_of(numbers)
-    return is_allowed and work_out(work_out(int(first), one, int(second)), other, int(third)) == target
+def _makes(boxed: tuple[str, ...], numbers: list[int], target: int) -> bool:
+    first, one, second, other, third = boxed
+    way = Way(numbers=(int(first), int(second), int(third)), operators=(one, other))
+    return way.numbers in pairs_of(numbers) and way.value == target
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Self
@@ -86,6 +86,13 @@ class AnswerFile:
         file.seek(self._places[asked])
         values = json.loads(file.readline())
         return Answer(**{name: value for name, value in values.items() if name != "asked"})
+
+    def need(self, config: ServerConfig, request: Request) -> Answer:
+        """The answer to a request that `ask_all` was given."""
+        answer = self.get(asked_of(config, request))
+        if answer is None:
+            raise RuntimeError(f"{request.key}: was asked for and is not there")
+        return answer
 
     def _opened(self) -> IO[bytes]:
         if self._file is None:
@@ -233,8 +240,8 @@ def _need_all(config: ServerConfig, limits: Limits, what: str) -> None:
         )
 
 
-def _told(failures: Iterable[str] | Mapping[str, int]) -> str:
-    return ", ".join(f"{count} x {kind}" for kind, count in sorted(Counter(failures).items()))
+def _told(failures: Counter[str]) -> str:
+    return ", ".join(f"{count} x {kind}" for kind, count in sorted(failures.items()))
 
 
 def _add_failures(path: Path, failures: Counter[str]) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
 from structcot.curate.config import CheckConfig
 from structcot.curate.prompts import problem_of
-from structcot.curate.stages import Record, StageFiles, read_records
+from structcot.curate.stages import Record, StageFiles
+from structcot.eval.grading import grade_cases
 from structcot.grading.case import Case, Grade
 from structcot.grading.code import grade_programs
-from structcot.grading.graders import GRADERS
-from structcot.grading.isolated import GraderPool
 from structcot.parallel import num_processes
 from structcot.sandbox.backend import choose_backend
 from structcot.sandbox.process import Limits
@@ -51,33 +48,20 @@ def _reason(verdicts: dict[str, str]) -> str:
 
 def _grades(name: str, config: CheckConfig, files: StageFiles) -> Iterator[Grade]:
     """What a grader says of each answer to a problem of mathematics, in order."""
-    cases = (Case(gold=one["gold"], response=one["answer"], **_case_facts(one)) for one in _of_kind(files, lambda one: not one["tests"]))
-    with GraderPool(GRADERS[name], jobs=num_processes(), limit_seconds=config.limit_seconds) as pool:
-        yield from tqdm(pool.map(cases), desc=f"grader {name}", unit="answer", mininterval=1.0, dynamic_ncols=True)
-
-
-def _case_facts(record: Record) -> dict[str, Any]:
-    return {"tolerance": record["tolerance"], "unit": record["unit"], "is_multiple": record["is_multiple"]}
+    cases = (
+        Case(gold=one["gold"], response=one["answer"], tolerance=one["tolerance"], unit=one["unit"], is_multiple=one["is_multiple"])
+        for one in files.look()
+        if not one["tests"]
+    )
+    return grade_cases(name, cases, jobs=num_processes(), limit_seconds=config.limit_seconds)
 
 
 def _program_grades(config: CheckConfig, files: StageFiles) -> Iterator[Grade]:
-    """What the tests say of each program, in order."""
-    items = ((one["answer"], replace(problem_of(one), id=one["id"])) for one in _of_kind(files, lambda one: bool(one["tests"])))
-    first = next(items, None)
-    if first is None:
-        return
+    """What the tests say of each program, in order. No sandbox is sought before the first is asked for."""
+    items = ((one["answer"], problem_of(one)) for one in files.look() if one["tests"])
     limits = Limits(seconds=config.timeout_seconds, memory_bytes=int(config.memory_gib * 2**30))
-    grades = grade_programs(_again(first, items), choose_backend(config.sandbox), limits, num_processes())
+    grades = grade_programs(items, choose_backend(config.sandbox), limits, num_processes())
     yield from tqdm(grades, desc="sandbox", unit="program", mininterval=1.0, dynamic_ncols=True)
-
-
-def _again(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
-
-
-def _of_kind(files: StageFiles, is_wanted: Callable[[Record], bool]) -> Iterator[Record]:
-    return (record for record in (read_records(files.before.kept) if files.before else ()) if is_wanted(record))
 
 
 def facts_of(config: CheckConfig) -> dict[str, Sequence[str] | float]:

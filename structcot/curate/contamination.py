@@ -17,7 +17,7 @@ from structcot.curate.config import ContaminationConfig
 from structcot.curate.normal import words_of
 from structcot.curate.stages import Record, StageFiles
 from structcot.errors import ConfigError
-from structcot.eval.config import TaskConfig
+from structcot.eval.config import TaskConfig, task_of
 from structcot.eval.tasks import find_task, load_task
 
 # A problem of fewer words than this is no problem: "12" or "find x" would be found everywhere.
@@ -79,9 +79,7 @@ def load_benchmarks(config: ContaminationConfig) -> Benchmarks:
     """
     found = Benchmarks(words=config.words, share=config.share)
     for name in config.benchmarks:
-        stem = name.rpartition("/")[2]
-        is_file = name.endswith((".jsonl", ".json", ".parquet"))
-        asked = TaskConfig(name=stem.rpartition(".")[0], path=name) if is_file else TaskConfig(name=name)
+        asked = TaskConfig(**task_of(name))
         try:
             loaded = load_task(find_task(asked), config.data_dir)
         except ConfigError as error:

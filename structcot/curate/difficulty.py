@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from structcot.curate.asking import ANSWERS, AnswerFile, ask_all, asked_of
+from structcot.curate.asking import ANSWERS, AnswerFile, ask_all
 from structcot.curate.config import CurateConfig, ServerConfig, SourceConfig
-from structcot.curate.stages import Record, StageFiles, read_records
+from structcot.curate.stages import Record, StageFiles
 from structcot.eval.engine import Request
 
 EASIEST, HARDEST = 1, 10
@@ -34,19 +34,18 @@ def label(config: CurateConfig, server: ServerConfig, records: Iterator[Record],
         StructcotError: if the model could not be asked for all; the same call goes on.
     """
     sources = {source.name: source for source in config.sources}
-    before = read_records(files.before.kept) if files.before else ()
     with AnswerFile(files.directory / ANSWERS) as answers:
-        asked = [request_of(record, config.seed) for record in before if _is_to_label(record, sources)]
+        asked = [request_of(record, config.seed) for record in files.look() if _is_to_label(record, sources)]
         ask_all(server, asked, answers, what="difficulty")
         for record in records:
             if not _is_to_label(record, sources):
                 files.keep(record)
                 continue
-            answer = answers.get(asked_of(server, request_of(record, config.seed)))
-            found = label_in(answer.text) if answer else None
+            text = answers.need(server, request_of(record, config.seed)).text
+            found = label_in(text)
             least, greatest = sources[record["source"]].difficulty
             if found is None:
-                files.reject(record, "no difficulty could be read from the model's answer", answer.text[-200:] if answer else "")
+                files.reject(record, "no difficulty could be read from the model's answer", text[-200:])
             elif least <= found <= greatest:
                 files.keep({**record, "difficulty": found})
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from random import Random
 from typing import Any
@@ -87,10 +87,3 @@ def _weight(cell: Cell, number: int, config: MixConfig) -> float:
     by_source = config.sources.get(source, 0.0) if config.sources else 1.0
     by_difficulty = config.difficulty.get(bound, 0.0) if config.difficulty else 1.0
     return by_source * by_difficulty * (1.0 if config.sources or config.difficulty else number)
-
-
-def lengths_of(values: Sequence[float]) -> dict[str, float]:
-    """Least, middle and greatest of some numbers, and their 10th and 90th hundredth."""
-    ordered = sorted(values)
-    places = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
-    return {name: ordered[round(place * (len(ordered) - 1))] for name, place in places.items()} if ordered else {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from structcot.config import DataSource
@@ -49,19 +49,8 @@ def collect(sources: Sequence[SourceConfig], files: StageFiles) -> None:
 
 def problem_of(record: Mapping[str, Any]) -> Problem:
     """The problem of a record of any stage, as engines and graders take it."""
-    tests = tuple(ProgramTest(**test) for test in record["tests"])
-    return Problem(
-        id=record["id"],
-        question=record["question"],
-        gold=record["gold"],
-        tolerance=record["tolerance"],
-        unit=record["unit"],
-        is_multiple=record["is_multiple"],
-        tests=tests,
-        entry_point=record["entry_point"],
-        starter_code=record["starter_code"],
-        group=record["group"],
-    )
+    values = {field.name: record[field.name] for field in fields(Problem)}
+    return Problem(**{**values, "tests": tuple(ProgramTest(**test) for test in record["tests"])})
 
 
 def _rows_of(source: SourceConfig) -> Iterator[Row | Rejected]:

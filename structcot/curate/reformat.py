@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from rapidfuzz.distance import LCSseq
 
 from structcot.answers import answer_of, final_answer
-from structcot.curate.asking import ANSWERS, Answer, AnswerFile, ask_all, asked_of
-from structcot.curate.config import ReformatConfig, ServerConfig
-from structcot.curate.stages import Record, StageFiles, read_records
+from structcot.curate.asking import ANSWERS, Answer, AnswerFile, ask_all
+from structcot.curate.config import ReformatConfig
+from structcot.curate.stages import Record, StageFiles
 from structcot.eval.engine import Request
 from structcot.grading.code import extract_program
 from structcot.structure.metrics import split_words
@@ -46,14 +46,15 @@ def reformat(config: ReformatConfig, seed: int, records: Iterator[Record], files
         for record in records:
             by_rule(record, files, config.untagged)
         return
-    before = read_records(files.before.kept) if files.before else ()
     with AnswerFile(files.directory / ANSWERS) as answers:
-        ask_all(server, [request_of(record, seed) for record in before if not has_thought(record["answer"])], answers, what="reformat")
+        ask_all(
+            server, [request_of(record, seed) for record in files.look() if not has_thought(record["answer"])], answers, what="reformat"
+        )
         for record in records:
             if has_thought(record["answer"]):
                 by_rule(record, files)
             else:
-                by_model(record, _need(answers, server, request_of(record, seed)), config.kept_words, files)
+                by_model(record, answers.need(server, request_of(record, seed)), config.kept_words, files)
 
 
 def has_thought(text: str) -> bool:
@@ -118,10 +119,3 @@ def _same_answer(record: Record, text: str) -> bool:
     if record["tests"]:
         return _BLANKS.sub(" ", extract_program(record["answer"])).strip() == _BLANKS.sub(" ", extract_program(text)).strip()
     return _BLANKS.sub("", final_answer(record["answer"])) == _BLANKS.sub("", answer_of(read_answer(text)))
-
-
-def _need(answers: AnswerFile, server: ServerConfig, request: Request) -> Answer:
-    answer = answers.get(asked_of(server, request))
-    if answer is None:
-        raise RuntimeError(f"{request.key}: was asked for and is not there")
-    return answer

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from structcot.curate.config import CurateConfig
-from structcot.curate.mix import lengths_of
 from structcot.curate.stages import Done, Record, read_records
 from structcot.files import replacing, write_text
 from structcot.traces import line_of
@@ -69,6 +68,13 @@ def facts_of(records: Iterator[Record]) -> dict[str, Any]:
         "reformatted": dict(sorted(reformatted.items())),
         **{name: lengths_of(numbers) for name, numbers in values.items()},
     }
+
+
+def lengths_of(values: Sequence[float]) -> dict[str, float]:
+    """Least, middle and greatest of some numbers, and their 10th and 90th hundredth."""
+    ordered = sorted(values)
+    places = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
+    return {name: ordered[round(place * (len(ordered) - 1))] for name, place in places.items()} if ordered else {}
 
 
 def _write_parquet(path: Path, records: Sequence[Record]) -> None:

@@ -88,10 +88,14 @@ class StageFiles:
         _open(self._rejected).write(line_of({**record, "rejected": said}, b""))
 
     def read(self) -> Iterator[Record]:
-        """The records of the stage before."""
-        for record in read_records(self.before.kept) if self.before else ():
+        """The records of the stage before, counted as they are read; a stage gets them once."""
+        for record in self.look():
             self.num_read += 1
             yield record
+
+    def look(self) -> Iterator[Record]:
+        """The same records, as often as a stage wants to look at them."""
+        yield from read_records(self.before.kept) if self.before else ()
 
     @property
     def sha256(self) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from structcot.curate.asking import ANSWERS, Answer, AnswerFile, ask_all, asked_of
+from structcot.curate.asking import ANSWERS, Answer, AnswerFile, ask_all
 from structcot.curate.config import CurateConfig, ServerConfig
 from structcot.curate.prompts import problem_of
-from structcot.curate.stages import Record, StageFiles, read_records
+from structcot.curate.stages import Record, StageFiles
 from structcot.eval.engine import Request
 from structcot.eval.prompts import PromptStyle, messages_of, prompt_styles
 
@@ -20,15 +20,12 @@ def sample(config: CurateConfig, records: Iterator[Record], files: StageFiles) -
     Raises:
         StructcotError: if not all could be asked; the same call goes on.
     """
-    before = read_records(files.before.kept) if files.before else ()
     with AnswerFile(files.directory / ANSWERS) as answers:
-        ask_all(config.teacher, [request for record in before for request in requests_of(record, config)], answers, what="teacher")
+        ask_all(config.teacher, [request for record in files.look() for request in requests_of(record, config)], answers, what="teacher")
         for record in records:
             for number, request in enumerate(requests_of(record, config)):
-                answer = answers.get(asked_of(config.teacher, request))
-                if answer is None:
-                    raise RuntimeError(f"{request.key}: was asked for and is not there")
-                _write({**record, "sample": number, "asked": request.messages[-1][1]}, answer, files)
+                asked = {"sample": number, "asked": request.messages[-1][1]}
+                _write({**record, **asked}, answers.need(config.teacher, request), files)
 
 
 def requests_of(record: Mapping[str, object], config: CurateConfig) -> list[Request]:

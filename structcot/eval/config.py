@@ -120,7 +120,7 @@ class EvalConfig(Section):
         entries = value.split(",") if isinstance(value, str) else value
         if not isinstance(entries, list) or not all(isinstance(entry, str | dict | TaskConfig) for entry in entries):
             raise ValueError('give names or paths, as in ["aime24", "mine.jsonl"], or tables: {name = "mine", path = "mine.jsonl"}')
-        return [_task_of(entry.strip()) if isinstance(entry, str) else entry for entry in entries]
+        return [task_of(entry.strip()) if isinstance(entry, str) else entry for entry in entries]
 
     @model_validator(mode="after")
     def _what_is_evaluated_is_named(self) -> Self:
@@ -147,7 +147,7 @@ class EvalConfig(Section):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def _task_of(text: str) -> dict[str, Any]:
+def task_of(text: str) -> dict[str, Any]:
     """A task as one word: a benchmark, a path, or NAME=PATH."""
     name, equals, path = text.partition("=")
     if equals:

@@ -79,6 +79,12 @@ def case_of(sample: Sample, problem: Problem) -> Case:
     )
 
 
+def grade_cases(name: str, cases: Iterable[Case], *, jobs: int, limit_seconds: float, total: int | None = None) -> Iterator[Grade]:
+    """What the grader `name` says of each case, in order, with a line of progress; of `total` cases, where their number is known."""
+    with GraderPool(GRADERS[name], jobs=jobs, limit_seconds=limit_seconds) as pool:
+        yield from tqdm(pool.map(cases), total=total, desc=f"grader {name}", unit="answer", mininterval=1.0, dynamic_ncols=True)
+
+
 def _nothing(sample: Sample) -> Grade:
     return Grade(extracted="", verdict="no_answer", reason=f"nothing was generated: {sample.finish_detail}")
 
@@ -97,9 +103,8 @@ def _grades_of_answers(name: str, samples: Sequence[Sample], problems: Mapping[s
         return {}
     cases = (case_of(sample, problems[sample.key]) for sample in samples)
     jobs = min(config.grading.jobs or num_processes(), len(samples))
-    with GraderPool(GRADERS[name], jobs=jobs, limit_seconds=config.grading.limit_seconds) as pool:
-        grades = tqdm(pool.map(cases), total=len(samples), desc=f"grader {name}", unit="answer", mininterval=1.0, dynamic_ncols=True)
-        return dict(zip([sample.key for sample in samples], grades, strict=True))
+    grades = grade_cases(name, cases, jobs=jobs, limit_seconds=config.grading.limit_seconds, total=len(samples))
+    return dict(zip([sample.key for sample in samples], grades, strict=True))
 
 
 def _grades_of_programs(samples: Sequence[Sample], problems: Mapping[str, Problem], config: EvalConfig) -> Iterator[Grade]:

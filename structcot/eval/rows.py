@@ -47,10 +47,11 @@ def read_problem(row: Any, number: int, question_field: str = "", answer_field: 
     problem = Problem(
         id=str(found), question=f"{context}\n{question}" if isinstance(context, str) and context else question, group=_group(row)
     )
-    tests = _tests(row)
+    pairs = _paired(row)
+    tests = _tests(row, pairs)
     if tests:
         starter_code = row.get("starter_code") or ""
-        return replace(problem, tests=tests, starter_code=starter_code, entry_point=_entry_point(row, starter_code))
+        return replace(problem, tests=tests, starter_code=starter_code, entry_point=_entry_point(row, pairs, starter_code))
     gold = _gold(row, (answer_field,) if answer_field else ANSWER_FIELDS)
     if not gold:
         raise BadRow(f"has neither an answer nor tests: found {', '.join(map(str, row))}; name the field of the answer with answer=")
@@ -100,10 +101,10 @@ def _tolerance(row: Mapping[str, Any]) -> float | None:
         raise BadRow(f'has the tolerance {value!r}, which is no number; mend the field "error"') from error
 
 
-def _tests(row: Mapping[str, Any]) -> tuple[ProgramTest, ...]:
+def _tests(row: Mapping[str, Any], pairs: Mapping[str, Any]) -> tuple[ProgramTest, ...]:
     """The tests of a program: `tests`, the public and the hidden ones of LiveCodeBench, or the `input_output` of APPS and TACO."""
     listed = [*_listed(row.get("tests")), *_listed(row.get("public_test_cases")), *_listed(row.get("private_test_cases"))]
-    listed += _tests_beside(_paired(row))
+    listed += _tests_beside(pairs)
     try:
         return tuple(ProgramTest(input=str(test["input"]), output=str(test["output"])) for test in listed)
     except (KeyError, TypeError) as error:
@@ -129,8 +130,9 @@ def _paired(row: Mapping[str, Any]) -> Mapping[str, Any]:
         raise BadRow(f"has an input_output that is no JSON: {error}; fetch the file again") from error
     if not pairs:
         return {}
-    lists = [pairs.get(name) for name in ("inputs", "outputs")] if isinstance(pairs, Mapping) else []
-    if not all(isinstance(one, list) for one in lists) or len({len(one) for one in lists}) != 1:
+    found = [pairs.get(name) for name in ("inputs", "outputs")] if isinstance(pairs, Mapping) else []
+    lengths = [len(one) for one in found if isinstance(one, list)]
+    if len(lengths) != 2 or lengths[0] != lengths[1]:
         raise BadRow('has an input_output without "inputs" and "outputs" of the same length; fetch the file again')
     return pairs
 
@@ -168,13 +170,13 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}, which could run code")
 
 
-def _entry_point(row: Mapping[str, Any], starter_code: str) -> str:
+def _entry_point(row: Mapping[str, Any], pairs: Mapping[str, Any], starter_code: str) -> str:
     """The function that the tests call: named by the row or its metadata, else the one that the starter code defines."""
     metadata = row.get("metadata")
     if isinstance(metadata, str):
         metadata = _decoded(metadata or "{}")
     inside = metadata.get("func_name") if isinstance(metadata, dict) else ""
-    named = row.get("fn_name") or row.get("entry_point") or inside or _paired(row).get("fn_name")
+    named = row.get("fn_name") or row.get("entry_point") or inside or pairs.get("fn_name")
     if named:
         return str(named)
     found = _FUNCTION.search(starter_code)

@@ -178,7 +178,7 @@ def _start_ready(schedule: Schedule) -> None:
 
     One that nothing can run beside, as a base that all others start from, has the whole machine.
     """
-    ready = [cell for cell in schedule.waiting if cell.needs not in schedule.standings or schedule.standings[cell.needs].status == DONE]
+    ready = [cell for cell in schedule.waiting if _is_ready(cell, schedule)]
     shares = 1 if len(ready) == 1 and not schedule.running else schedule.jobs
     for cell in list(schedule.waiting):
         slot = next((number for number in range(schedule.jobs) if number not in schedule.running), None)
@@ -186,7 +186,7 @@ def _start_ready(schedule: Schedule) -> None:
         if base is not None and base.status == FAILED:
             schedule.waiting.remove(cell)
             _leave_out(schedule, cell, f"not run: it starts from {cell.needs}, which failed")
-        elif slot is not None and (base is None or base.status == DONE):
+        elif slot is not None and _is_ready(cell, schedule):
             try:
                 held = hold(cell.directory)
             except OSError as error:
@@ -200,6 +200,12 @@ def _start_ready(schedule: Schedule) -> None:
             steps = work(cell, schedule.config, schedule.keys[cell.name], slot_environment(slot, shares), held)
             schedule.running[slot] = Running(cell=cell, steps=steps, held=held, start_seconds=time.monotonic())
             schedule.standings[cell.name] = Standing(status=RUNNING)
+
+
+def _is_ready(cell: Cell, schedule: Schedule) -> bool:
+    """Whether a cell starts from none of this call, or from one that is done."""
+    base = schedule.standings.get(cell.needs)
+    return base is None or base.status == DONE
 
 
 def _advance(schedule: Schedule, slot: int, *, may_start: bool) -> None:
