@@ -59,6 +59,7 @@ ALLOWED = {
         "structcot.files",
         "structcot.model_files",
         "structcot.tags",
+        "structcot.hub",
         "structcot.data",
     ),
     "structcot.model": (

@@ -114,7 +114,7 @@ class Payload:
     ("input_output", "tests", "entry_point"),
     [
         ({"inputs": ["1 2\n", ["3", "4"]], "outputs": ["3\n", ["7"]]}, [("1 2\n", "3\n"), ("3\n4", "7")], ""),
-        ({"fn_name": "add", "inputs": [[1, [2]], ["a"]], "outputs": [[3], "b"]}, [("1\n[2]", "[3]"), ('"a"', '"b"')], "add"),
+        ({"fn_name": "add", "inputs": [[1, [2]], ["a"]], "outputs": [[3], "b"]}, [("1\n[2]", "[3]\n3"), ('"a"', '"b"')], "add"),
     ],
 )
 def test_apps_and_taco_keep_inputs_and_outputs_side_by_side(

@@ -15,6 +15,7 @@ from structcot.config import DataSource
 from structcot.data import rows
 from structcot.data.records import Message, Record, Rejected, read_records
 from structcot.errors import ConfigError, DataError, FetchError
+from structcot.hub import Snapshot
 
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 GOOD = {"messages": [USER, ASSISTANT]}
@@ -337,6 +338,45 @@ def test_hub_data_set_that_cannot_be_fetched(hub):
         FetchError, match=r'"owner/other" \(split train\) is no file here and cannot be fetched from the hub: Couldn\'t reach'
     ):
         read("owner/other")
+
+
+@pytest.fixture
+def hub_files(tmp_path, monkeypatch):
+    """Stand-in for a fetched data set of the hub."""
+    calls: list[tuple[str, tuple[str, ...]]] = []
+
+    def find_snapshot(repo_id: str, revision: str, *, kinds: tuple[str, ...], patterns: list[str]) -> Snapshot:
+        calls.append((repo_id, (revision, *kinds, *patterns)))
+        return Snapshot(directory=tmp_path / "snapshot", kind="dataset", commit="0" * 40, files={})
+
+    monkeypatch.setattr(rows, "find_snapshot", find_snapshot)
+    rows._files.cache_clear()
+    for name in ("b-1", "b-0", "a-0"):
+        path = tmp_path / "snapshot" / "ALL" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_lines(path, {**GOOD, "id": name}, GOOD)
+    yield calls
+    rows._files.cache_clear()
+
+
+def test_files_of_a_hub_data_set_are_read_in_the_order_of_their_names(hub_files):
+    source = DataSource(path="hf://datasets/owner/name/ALL/b-*.jsonl")
+    found = [record.source for record in rows.read_rows(source)]
+    assert found == [f"hf://datasets/owner/name/ALL/b-{file}.jsonl:{line}" for file in (0, 1) for line in (1, 2)]
+    assert hub_files == [("owner/name", ("main", "dataset", "ALL/b-*.jsonl"))], "one fetch serves all"
+    other = DataSource(path="hf://datasets/owner/name/ALL/b-0.jsonl")
+    assert len({rows.source_sha256(one) for one in (source, source, other)}) == 2
+
+
+@pytest.mark.parametrize("path", ["hf://owner/name", "hf://datasets/owner/name", "hf://datasets/owner/name/data.arrow"])
+def test_hub_paths_that_name_no_files(path):
+    with pytest.raises(ConfigError, match=f'data.train: "{path}" names no files of a data set of the hub; write hf://datasets/owner/name/'):
+        read(path)
+
+
+def test_files_of_the_hub_have_no_split():
+    with pytest.raises(ConfigError, match='has no split "test"'):
+        read("hf://datasets/owner/name/a.jsonl", split="test")
 
 
 def test_a_file_is_preferred_to_the_hub(tmp_path, monkeypatch, hub):

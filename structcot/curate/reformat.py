@@ -67,7 +67,11 @@ def by_rule(record: Record, files: StageFiles, untagged: str = "reject") -> None
     text = record["answer"].strip()
     if untagged == "last-paragraph" and not has_thought(text) and "\n" in text:
         thought, _, solution = text.rpartition("\n\n" if "\n\n" in text else "\n")
-        files.keep({**record, "text": tagged(thought.strip(), solution.strip()), "reformatted": "last paragraph"})
+        whole = {**record, "text": tagged(thought.strip(), solution.strip()), "reformatted": "last paragraph"}
+        if record["tests"] and not _same_answer(record, whole["text"]):
+            files.reject(record, "the last paragraph is not the program that passes")
+        else:
+            files.keep(whole)
         return
     answer = read_answer(record["answer"])
     if answer.defect:
@@ -117,5 +121,5 @@ def request_of(record: Record, seed: int) -> Request:
 
 def _same_answer(record: Record, text: str) -> bool:
     if record["tests"]:
-        return _BLANKS.sub(" ", extract_program(record["answer"])).strip() == _BLANKS.sub(" ", extract_program(text)).strip()
+        return _BLANKS.sub(" ", record["extracted"]).strip() == _BLANKS.sub(" ", extract_program(text)).strip()
     return _BLANKS.sub("", final_answer(record["answer"])) == _BLANKS.sub("", answer_of(read_answer(text)))

@@ -1,7 +1,8 @@
 """Rows of a data source, one at a time: JSON Lines, JSON arrays, Parquet, data sets of the Hugging Face hub.
 
 A row that cannot be read is yielded as a `Rejected` with its place, never raised, so that one bad line hides no other. Lines and rows count
-from 1; the source of a row is `path:line`, or `owner/name:row` on the hub.
+from 1; the source of a row is `path:line`, or `owner/name:row` on the hub. `hf://datasets/owner/name/part*.jsonl` names files of a data
+set of the hub: they are fetched, and read as files of one's own.
 """
 
 from __future__ import annotations
@@ -10,19 +11,25 @@ import codecs
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from structcot.config import DataSource
 from structcot.errors import ConfigError, DataError, FetchError
+from structcot.hub import find_snapshot
 
 RECORD_FIELDS = ("messages", "conversations", "system", "prompt", "completion")
 EXTENSIONS = (".jsonl", ".json", ".parquet")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = "hf://"
+HUB_PATTERN = re.compile(rf"{HUB_FILES}datasets/({HUB_ID.pattern})/(.+)")
 PARQUET_ROWS_PER_READ = 256
+CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,27 +68,32 @@ def read_rows(source: DataSource, key: str = "data.train", fields: tuple[str, ..
     if kind == "hub":
         rows = _hub_rows(source)
     else:
-        readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": partial(_parquet_rows, fields=fields)}
-        rows = readers[kind](_file(source), source.path)
+        reader = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": partial(_parquet_rows, fields=fields)}[kind]
+        rows = chain.from_iterable(reader(path, name) for name, path in _files(source.path))
     return _never_empty(rows, source)
 
 
 def source_sha256(source: DataSource, key: str = "data.train") -> str:
-    """Hash of the bytes of a file, or of the rows of a hub data set (whose files differ between versions of `datasets`).
+    """Hash of the bytes of the files, or of the rows of a hub data set (whose files differ between versions of `datasets`).
 
     Raises:
         ConfigError, FetchError: as `read_rows`.
     """
-    if _kind(source, key) != "hub":
-        with _file(source).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
+    if _kind(source, key) != "hub":
+        for _, path in _files(source.path):
+            with path.open("rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    digest.update(chunk)
+        return digest.hexdigest()
     for value in _load_from_hub(source.path, source.split):
         digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()
 
 
 def _kind(source: DataSource, key: str) -> str:
+    if source.path.startswith(HUB_FILES):
+        return _extension_of_hub_files(source, key)
     file, extension = _file(source), Path(source.path).suffix.lower()
     if file.is_dir():
         raise ConfigError(f'{key}: "{source.path}" is a directory; name the files in it ({", ".join(EXTENSIONS)})')
@@ -91,8 +103,7 @@ def _kind(source: DataSource, key: str) -> str:
         raise ConfigError(f'{key}: "{source.path}" does not exist; give a file ({", ".join(EXTENSIONS)}) or a hub id like owner/name')
     if extension not in EXTENSIONS:
         raise ConfigError(f'{key}: "{source.path}" is of no known kind; convert it to {", ".join(EXTENSIONS)}')
-    if source.split != "train":
-        raise ConfigError(f'{key}: "{source.path}" is a file and has no split "{source.split}"; leave split out')
+    _need_no_split(source, key)
     try:
         file.open("rb").close()
     except OSError as error:
@@ -100,8 +111,36 @@ def _kind(source: DataSource, key: str) -> str:
     return extension
 
 
+def _extension_of_hub_files(source: DataSource, key: str) -> str:
+    extension = Path(source.path).suffix.lower()
+    if not HUB_PATTERN.fullmatch(source.path) or extension not in EXTENSIONS:
+        raise ConfigError(
+            f'{key}: "{source.path}" names no files of a data set of the hub; write {HUB_FILES}datasets/owner/name/file, with * for any '
+            f"part of the name, and one of {', '.join(EXTENSIONS)} at its end"
+        )
+    _need_no_split(source, key)
+    return extension
+
+
+def _need_no_split(source: DataSource, key: str) -> None:
+    if source.split != "train":
+        raise ConfigError(f'{key}: "{source.path}" is a file and has no split "{source.split}"; leave split out')
+
+
 def _file(source: DataSource) -> Path:
     return Path(source.path).expanduser()
+
+
+@lru_cache(maxsize=64)
+def _files(path: str) -> Sequence[tuple[str, Path]]:
+    """The files that a path names, each with the name that its rows go by; those of the hub in the order of their names."""
+    found = HUB_PATTERN.fullmatch(path)
+    if not found:
+        return [(path, Path(path).expanduser())]
+    repo_id, pattern = found.groups()
+    directory = find_snapshot(repo_id, "main", kinds=("dataset",), patterns=[pattern]).directory
+    names = sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file())
+    return [(f"{HUB_FILES}datasets/{repo_id}/{name}", directory / name) for name in names if fnmatchcase(name, pattern)]
 
 
 def _never_empty(rows: Iterator[Row | Rejected], source: DataSource) -> Iterator[Row | Rejected]:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramTest:
-    """One test of a program: text on standard input and output, or arguments and result of a call, each a JSON value a line."""
+    """One test of a program: text on standard input and output, or arguments and result of a call, each a JSON value a line.
+
+    A result of several lines is any of them.
+    """
 
     input: str
     output: str

@@ -17,6 +17,7 @@ from decimal import Decimal, InvalidOperation
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from structcot.eval.problem import Problem, ProgramTest
 from structcot.grading.case import Grade
@@ -51,6 +52,13 @@ def extract_program(output: str) -> str:
     lines = (answer.solution if answer.is_closed else output).split("\n")
     fences = [number for number, line in enumerate(lines) if _FENCE in line]
     return "\n".join(lines[fences[-2] + 1 : fences[-1]]) if len(fences) > 1 else ""
+
+
+def fenced_blocks(text: str) -> list[str]:
+    """All ``` blocks of a text in their order, each from one line with a fence to the next; one that is not closed is none."""
+    lines = text.split("\n")
+    fences = [number for number, line in enumerate(lines) if _FENCE in line]
+    return ["\n".join(lines[start + 1 : end]) for start, end in zip(fences[::2], fences[1::2], strict=False)]
 
 
 def grade_programs(items: Iterable[tuple[str, Problem]], backend: Backend, limits: Limits, jobs: int) -> Iterator[Grade]:
@@ -100,8 +108,9 @@ def _fault_of(problem: Problem) -> str:
         return "the problem has no tests"
     for number, test in enumerate(problem.tests if problem.entry_point else (), 1):
         try:
-            for line in (*test.input.split("\n"), test.output):
+            for line in test.input.split("\n"):
                 json.loads(line)
+            _results_of(test)
         except (ValueError, RecursionError) as error:
             return f"test {number} of the problem is not JSON: {_one_line(str(error))}"
     return ""
@@ -153,10 +162,19 @@ def _ask(process: Process, text: str, seconds: float, wanted: str) -> tuple[str,
 def _difference_of_values(got: str, test: ProgramTest) -> str:
     """In what the JSON of a result differs from the expected one; "" where it does not. It may be any text at all."""
     try:
-        equal = len(got) <= _LONGEST_EQUAL * (len(test.output) + _SHOWN) and json.loads(got) == json.loads(test.output)
+        # Not `in`, for which NaN would be NaN.
+        equal = len(got) <= _LONGEST_EQUAL * (len(test.output) + _SHOWN) and any(json.loads(got) == result for result in _results_of(test))
     except (ValueError, RecursionError):
         equal = False
     return "" if equal else f"expected {_one_line(test.output)}, got {_one_line(got)}"
+
+
+def _results_of(test: ProgramTest) -> list[Any]:
+    """The values that a call may return: JSON, or else one of the lines, each of which is JSON."""
+    try:
+        return [json.loads(test.output)]
+    except ValueError:
+        return [json.loads(line) for line in test.output.split("\n")]
 
 
 def _difference_of_texts(got: str, test: ProgramTest) -> str:
