@@ -256,6 +256,13 @@ def test_stages_that_look_for_nothing_are_left_out(config_path: Path) -> None:
     assert [one["stage"] for one in facts["stages"]][:2] == ["prompts", "sample"]
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "configs" / "curate").glob("*.toml")), ids=lambda path: path.stem)
+def test_recipes_are_configs_whose_shares_are_demonstrations(path: Path) -> None:
+    config = read_curate(path)
+    assert config.mix.total == 1000 * round(sum(config.mix.sources.values()))
+    assert set(config.mix.sources) == {source.name for source in config.sources}
+
+
 def test_a_written_config_loads_back(config_path: Path, tmp_path: Path) -> None:
     config = read_curate(config_path)
     (tmp_path / "again.toml").write_text(config.to_toml())
