@@ -474,6 +474,13 @@ def test_more_slots_than_gpus_take_turns(slot: int, gpus: str, monkeypatch: pyte
     assert (environment["CUDA_VISIBLE_DEVICES"], environment["OMP_NUM_THREADS"]) == (gpus, "7")
 
 
+def test_cells_at_once_have_a_gpu_for_each_process(study: StudySite, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--jobs: 2 cells at once share 3 GPUs, and each needs 2; use --jobs 1"):
+        study.call(monkeypatch, "train.processes=2", jobs=2, CUDA_VISIBLE_DEVICES="0,1,2")
+    assert not study.logged("start")
+    assert not study.call(monkeypatch, "train.processes=2", jobs=2, CUDA_VISIBLE_DEVICES="0,1,2,3").missing
+
+
 # What a person sees
 
 

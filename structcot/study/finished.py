@@ -40,7 +40,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """One finished cell. `manipulation` is the report of its perturbation, None without one; `trained` its training, None of the base."""
+    """One finished cell. `manipulation` is the report of its perturbation, `trained` its training; each is None without one."""
 
     cell: Cell
     tasks: Mapping[str, Answers]
@@ -66,7 +66,7 @@ def read_finished(cell: Cell) -> Finished:
             tasks={task: answers_of(own) for task, own in by_task.items()},
             examples=tuple(map(_example, lines[:NUM_EXAMPLES])),
             manipulation=_manipulation(cell.directory / "data.report.json"),
-            trained=None if cell.variant == BASE else _trained(cell.directory / "run"),
+            trained=_trained(cell),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StructcotError(f"{cell.directory}: cannot be read: {error!r}; remove it and run the study again") from error
@@ -125,8 +125,14 @@ def _manipulation(path: Path) -> dict[str, Any] | None:
     }
 
 
-def _trained(run: Path) -> dict[str, Any]:
-    """What a run was trained on; `held_out_loss` is that of the demonstrations as they are, None where none are held out."""
+def _trained(cell: Cell) -> dict[str, Any] | None:
+    """What a cell's run was trained on. `held_out_loss` is that of the demonstrations as they are, None where none are held out.
+
+    A base is trained on data of its own, and holds out nothing that can be compared.
+    """
+    run = cell.directory / "run"
+    if cell.variant == BASE and not run.is_dir():
+        return None
     plan = json.loads((run / "data" / "plan.json").read_text(encoding="utf-8"))
     with (run / "metrics.jsonl").open(encoding="utf-8") as file:
         steps = [json.loads(line) for line in file]
@@ -136,5 +142,5 @@ def _trained(run: Path) -> dict[str, Any]:
         "tokens": steps[-1]["train/num_tokens"],
         "steps": plan["steps"],
         "final_loss": sum(losses) / len(losses),
-        "held_out_loss": steps[-1].get("eval/loss"),
+        "held_out_loss": None if cell.variant == BASE else steps[-1].get("eval/loss"),
     }

@@ -88,6 +88,7 @@ def run_study(config: StudyConfig, *, jobs: int = 1, cell: str = "", finish: Fin
     held = None if cell else _hold_study(output_dir)
     try:
         with StopFlag() as stop:
+            _need_gpus(asked, jobs)
             _prepare(config)
             keys = stage_keys(cells)
             for one in asked if cell else ():
@@ -274,6 +275,16 @@ def _prepare(config: StudyConfig) -> None:
         path, text = Path(config.output_dir) / "study.toml", config.to_toml()
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
+
+
+def _need_gpus(cells: Sequence[Cell], jobs: int) -> None:
+    """Refuse cells at once that would have fewer GPUs each than they have processes. What others wait for has all of them."""
+    needed = {cell.needs for cell in cells}
+    most = max((stage.processes for cell in cells if cell.name not in needed for stage in cell.stages), default=1)
+    if jobs > 1 and most > 1 and (gpus := visible_gpus()) and most > len(gpus) // jobs:
+        raise ConfigError(
+            f"--jobs: {jobs} cells at once share {len(gpus)} GPUs, and each needs {most}; use --jobs {max(1, len(gpus) // most)}"
+        )
 
 
 def _need_base(cell: Cell, cells: Sequence[Cell], keys: Keys) -> None:
