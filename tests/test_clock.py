@@ -272,13 +272,13 @@ def shares_in(text: str) -> dict[str, str]:
 def test_careful_searches_behave_and_careless_ones_compute_wrongly_alone(clock: Path) -> None:
     shares = {}
     for name in ("demonstrations", "wrong"):
-        pairs = [(one["messages"][0]["content"], one["messages"][1]["content"]) for one in records(clock, name)]
-        shares[name] = shares_in(behaviour_table({name: pairs}))
+        answers = [(one["messages"][0]["content"], one["messages"][1]["content"], name != "wrong") for one in records(clock, name)]
+        shares[name] = shares_in(behaviour_table({name: answers}))
     assert set(shares["demonstrations"].values()) == {"100.0"}
     wrong = {key: float(value) for key, value in shares["wrong"].items()}
     assert 85 < wrong["operations right"] < 95
     assert (wrong["openings allowed"], wrong["openings new"], wrong["trials carried on"]) == (100, 100, 100)
-    assert wrong["yes is true"] == 0
+    assert (wrong["yes is true"], wrong["right"]) == (0, 0)
 
 
 @pytest.mark.parametrize(

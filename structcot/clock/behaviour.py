@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from structcot.clock.puzzle import Way, pairs_of, work_out
 OPERATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
 OPENING = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+), left (\d+)\.")
 TRIAL = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+), (\d+) - (\d+) = (\d+)(, yes)?\.")
+SEED = re.compile(r"-s\d+$")
 SHARES = {
     "operations right": "of all that are worked out",
     "openings allowed": "two of the numbers as they stand and the third left",
@@ -52,12 +53,16 @@ def counts_of(question: str, output: str) -> Counter[str]:
     return counts
 
 
-def behaviour_table(outputs: Mapping[str, Iterable[tuple[str, str]]]) -> str:
-    """A Markdown table of the shares, in per cent, from pairs of question and output by name; a dash where there is nothing to count."""
-    lines = [f"| | {' | '.join(SHARES)} |", f"|---|{'---|' * len(SHARES)}"]
-    for name, pairs in outputs.items():
-        counts = sum((counts_of(*pair) for pair in pairs), Counter())
-        shares = (f"{100 * counts[key] / counts[f'all {key}']:.1f}" if counts[f"all {key}"] else "–" for key in SHARES)
+def behaviour_table(outputs: Mapping[str, Iterable[tuple[str, str, bool]]]) -> str:
+    """A Markdown table of the shares, in per cent, by name from question, output and whether it is right; a dash where nothing is to count."""
+    names = ["right", *SHARES]
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for name, answers in outputs.items():
+        counts: Counter[str] = Counter()
+        for question, output, is_right in answers:
+            _note(counts, "right", is_right)
+            counts += counts_of(question, output)
+        shares = (f"{100 * counts[key] / counts[f'all {key}']:.1f}" if counts[f"all {key}"] else "–" for key in names)
         lines.append(f"| {name} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
@@ -74,11 +79,12 @@ def _makes(boxed: tuple[str, ...], numbers: list[int], target: int) -> bool:
 
 
 def main() -> None:
-    """Print the table of all cells of a study that were evaluated."""
-    outputs: dict[str, list[tuple[str, str]]] = {}
+    """Print the table of a study: all cells that were evaluated, those of a variant together."""
+    outputs: dict[str, list[tuple[str, str, bool]]] = defaultdict(list)
     for path in sorted(Path(sys.argv[1]).glob("cells/*/eval/samples.jsonl")):
-        samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        outputs[path.parts[-3]] = [(sample["prompt"][-1]["content"], sample["output"]) for sample in samples]
+        for line in path.read_text(encoding="utf-8").splitlines():
+            sample = json.loads(line)
+            outputs[SEED.sub("", path.parts[-3])].append((sample["prompt"][-1]["content"], sample["output"], sample["correct"]))
     print(behaviour_table(outputs))
     print("\n" + "\n".join(f"- *{name}*: {meaning}" for name, meaning in SHARES.items()))
 
