@@ -54,7 +54,7 @@ def counts_of(question: str, output: str) -> Counter[str]:
 
 
 def behaviour_table(outputs: Mapping[str, Iterable[tuple[str, str, bool]]]) -> str:
-    """A Markdown table of the shares, in per cent, by name from question, output and whether it is right; a dash where nothing is to count."""
+    """A Markdown table of shares in per cent, by name from question, output and whether that is right; a dash where nothing is to count."""
     names = ["right", *SHARES]
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for name, answers in outputs.items():
