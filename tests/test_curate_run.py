@@ -32,6 +32,8 @@ from tests.faulty_server import Exchange, FaultyServer, completion, says
 from tests.tiny_run import DONE, WRONG, Site
 
 NUM_PROBLEMS = 24
+# Near duplicates are sought in a process of its own, which takes seconds to start.
+ALONE = "duplicates.buckets=0"
 SUM = re.compile(r"(\d+) \+ (\d+)")
 
 
@@ -145,7 +147,7 @@ def test_the_data_is_what_a_training_reads(config_path: Path, site: Site, tmp_pa
     import pyarrow.parquet
 
     with FaultyServer(teacher) as server:
-        curate(config_path, [f"teacher.url={server.url!r}"])
+        curate(config_path, [f"teacher.url={server.url!r}", ALONE])
     for suffix in (".jsonl", ".parquet"):
         paths = sorted(str(path) for path in (tmp_path / "out" / "data").glob(f"*{suffix}"))
         overrides = site.overrides(tmp_path / f"run{suffix}", f"data.train={json.dumps(paths)}", "data.control_tokens='text'")
@@ -436,11 +438,11 @@ def test_a_difficulty_lies_at_or_above_its_bound(label: float | None, bound: str
 def test_a_stage_that_fails_leaves_what_was_before(config_path: Path, tmp_path: Path) -> None:
     with FaultyServer(teacher) as server:
         url = f"teacher.url={server.url!r}"
-        curate(config_path, [url])
+        curate(config_path, [url, ALONE])
         before = outcome_of(tmp_path / "out")
         prices = ["teacher.prompt_dollars=1.0", "teacher.completion_dollars=1.0", "teacher.max_dollars=0.0001"]
         with pytest.raises(StructcotError, match="max_dollars"):
-            curate(config_path, [url, "teacher.samples=5", *prices])
+            curate(config_path, [url, ALONE, "teacher.samples=5", *prices])
     assert outcome_of(tmp_path / "out") == before
 
 
@@ -453,5 +455,5 @@ def test_answers_of_a_server_that_says_no_counts_are_kept(config_path: Path, tmp
         exchange.send(200, json.dumps(body).encode())
 
     with FaultyServer(uncounted) as server:
-        facts = curate(config_path, [f"teacher.url={server.url!r}", "teacher.samples=1"])
+        facts = curate(config_path, [f"teacher.url={server.url!r}", "teacher.samples=1", ALONE])
     assert facts["stages"][-1]["kept"] == NUM_PROBLEMS - 1

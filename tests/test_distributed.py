@@ -61,7 +61,7 @@ def test_loss_and_every_gradient_are_those_of_one_process(ranks: int, sequence: 
             assert_same(one, wanted)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("ranks", "sequence"), [pytest.param(4, 1, marks=pytest.mark.slow), (4, 2)], ids=str)
 @pytest.mark.parametrize("kind", ["qwen2", pytest.param("llama3-rope-tied", marks=pytest.mark.slow)])
 def test_twenty_steps_end_where_one_process_ends(kind: str, ranks: int, sequence: int, method: str, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_twenty_steps_end_where_one_process_ends(kind: str, ranks: int, sequence
     assert wanted.losses[-1] < 0.9 * wanted.losses[0]
 
 
-@pytest.mark.parametrize("recompute", ["none", "block", "full"])
+@pytest.mark.parametrize("recompute", ["block", *(pytest.param(one, marks=pytest.mark.slow) for one in ("none", "full"))])
 def test_documents_without_a_label_ranks_without_a_document_and_dropout_change_nothing(recompute: str, model_dir: Path) -> None:
     lengths = [40, 9, 23]  # fewer than ranks, and of unequal label counts
     samples = random_samples(lengths)

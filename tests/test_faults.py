@@ -38,7 +38,7 @@ def go_on(site: Site, run_dir: Path, undisturbed: Path) -> None:
     assert adapter_of(run_dir) == adapter_of(undisturbed)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_ends_the_other_and_loses_nothing_that_was_complete(rank: int, site: Site, undisturbed: Path, tmp_path: Path) -> None:
     outcomes = train_on_ranks(site, 2, site.overrides(tmp_path / "run", *TWO), {rank: (ranks.kill_in_step, 6)})
     assert outcomes[rank].status == KILLED
@@ -48,7 +48,7 @@ def test_a_killed_rank_ends_the_other_and_loses_nothing_that_was_complete(rank: 
     go_on(site, tmp_path / "run", undisturbed)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_rank_stops_all_after_a_complete_checkpoint(rank: int, site: Site, undisturbed: Path, tmp_path: Path) -> None:
     trouble = {rank: (ranks.kill_in_step, 4, signal.SIGTERM)}
     outcomes = train_on_ranks(site, 2, site.overrides(tmp_path / "run", *TWO), trouble)
@@ -107,7 +107,8 @@ def test_what_the_user_can_mend_is_said_once_and_ends_all_ranks(override: str, m
     assert not complete_checkpoints(tmp_path / "run" / "checkpoints")
 
 
-@pytest.mark.parametrize("others", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("others", [1, 2])
 def test_a_run_goes_on_with_another_number_of_ranks(others: int, site: Site, tmp_path: Path) -> None:
     more = [*TWO, "train.max_steps=8"]
     assert {one.status for one in train_on_ranks(site, 4, site.overrides(tmp_path / "whole", *more))} == {DONE}
@@ -121,7 +122,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(others: int, site: Site, tmp
     assert [line["train/loss"] for line in moved] == pytest.approx([line["train/loss"] for line in whole], rel=1e-5)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_fails_alone_in_an_evaluation_ends_the_other_at_once(rank: int, site: Site, undisturbed: Path, tmp_path: Path) -> None:
     start_seconds = time.monotonic()
     outcomes = train_on_ranks(site, 2, site.overrides(tmp_path / "run", *TWO), {rank: (ranks.fail_in_evaluation,)})
@@ -132,7 +133,7 @@ def test_a_rank_that_fails_alone_in_an_evaluation_ends_the_other_at_once(rank: i
     go_on(site, tmp_path / "run", undisturbed)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_rank_while_data_is_rendered_ends_all_with_the_same_status(rank: int, site: Site, tmp_path: Path) -> None:
     own = Site(tmp_path / "site")  # whose cache is empty
     shutil.copytree(site.model_dir, own.model_dir)

@@ -219,7 +219,8 @@ def test_deep_records_do_not_stop_the_others(tmp_path: Path) -> None:
     assert all(out == line for out, line, is_changed in zip(result[1:-1], deep, changed[1:-1], strict=True) if not is_changed)
 
 
-@pytest.mark.parametrize("kind", ["shuffle", pytest.param("insert", marks=pytest.mark.slow), "digits"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["shuffle", "insert", "digits"])
 def test_a_record_of_a_megabyte_is_perturbed_in_seconds(kind: str, tmp_path: Path) -> None:
     thought = "\n\n".join(f"Wait, step {number} has a sum of {number * 7} and no more." for number in range(22_000))
     text = f"<think>{thought}</think>The answer is \\boxed{{1}}."

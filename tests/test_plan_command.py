@@ -35,6 +35,7 @@ def test_a_plan_of_real_data_says_what_the_run_will_do(site: Site, finished_run:
     assert not (tmp_path / "run").exists(), "a plan writes nothing"
 
 
+@pytest.mark.slow
 def test_weights_need_not_be_there(site: Site, tmp_path: Path) -> None:
     own = Site(tmp_path / "site")
     own.model_dir.mkdir(parents=True)

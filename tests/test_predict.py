@@ -142,7 +142,9 @@ WIDE = replace(TINY, intermediate_size=768)
 
 
 # All weights on two ranks a document are left out: gloo gives their gradients' buffers back at moments that move the measured peak by 7 %.
-@pytest.mark.parametrize(("method", "sequence"), [pytest.param("lora", 1, marks=pytest.mark.slow), ("lora", 2), ("full", 1)])
+@pytest.mark.parametrize(
+    ("method", "sequence"), [pytest.param("lora", 1, marks=pytest.mark.slow), ("lora", 2), pytest.param("full", 1, marks=pytest.mark.slow)]
+)
 def test_the_peak_of_a_rank_among_others_is_predicted(sequence: int, method: str) -> None:
     config = tiny_config(Path("nowhere"), tuning={"method": method, "lora_r": 16}, parallel={"sequence": sequence})
     predicted = predict_memory(WIDE, config, LENGTHS, num_ranks=4, recompute="block", triton=False)

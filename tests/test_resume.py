@@ -421,6 +421,7 @@ def test_latest_names_the_newest_checkpoint_after_a_kill_before_it_was_written(s
     assert latest_of(tmp_path / "run") == f"step-{NUM_STEPS:06d}"
 
 
+@pytest.mark.slow
 def test_command_killed_from_outside_goes_on_as_an_undisturbed_one(site: Site, tmp_path: Path) -> None:
     more = ["train.max_steps=40", "checkpoint.save_steps=2"]
     assert site.train(tmp_path / "undisturbed", *more).status == DONE
