@@ -6,6 +6,7 @@ import random
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 from structcot.answers import answer_span, box_spans
 from structcot.perturb.choose import below, order_of, whole_share
@@ -40,7 +41,8 @@ def corrupt_digits(answer: Answer, spec: Spec, rng: random.Random) -> Edit:
     spans = scope_spans(answer, spec.scope)
     spared = [] if spec.scope == "message" else _spared(answer, spans, spec.scope)
     units = [match.span() for start, end in spans for match in pattern.finditer(answer.text, start, end)]
-    units = [unit for unit in units if not any(start < unit[1] and unit[0] < end for start, end in spared)]
+    if spared:
+        units = [unit for unit in units if not any(start < unit[1] and unit[0] < end for start, end in spared)]
     if not units:
         raise NotApplied(f"no {'number' if spec.unit == 'number' else 'digit'} in the {PLACES[spec.scope]}")
     groups = _by_sentence(answer.text, spans, units) if spec.unit == "sentence" else [[unit] for unit in units]
@@ -124,8 +126,13 @@ def _replacement(text: str, unit: Span, spec: Spec, rng: random.Random) -> str:
 
 
 def _other_digit(old: str, rng: random.Random, *, may_be_zero: bool) -> str:
-    others = [digit for digit in "0123456789"[not may_be_zero :] if digit != old]
+    others = _others(old, may_be_zero)
     return others[below(len(others), rng)]
+
+
+@cache
+def _others(old: str, may_be_zero: bool) -> str:
+    return "0123456789"[not may_be_zero :].replace(old, "")
 
 
 def _keyword_sentences(contents: Sequence[str], pattern: re.Pattern[str]) -> list[tuple[int, ...]]:
