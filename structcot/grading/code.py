@@ -49,16 +49,20 @@ def extract_program(output: str) -> str:
     As for LiveCodeBench, a block is what lies between the last two lines that hold a fence.
     """
     answer = read_answer(output)
-    lines = (answer.solution if answer.is_closed else output).split("\n")
-    fences = [number for number, line in enumerate(lines) if _FENCE in line]
+    lines, fences = _lines_and_fences(answer.solution if answer.is_closed else output)
     return "\n".join(lines[fences[-2] + 1 : fences[-1]]) if len(fences) > 1 else ""
 
 
 def fenced_blocks(text: str) -> list[str]:
     """All ``` blocks of a text in their order, each from one line with a fence to the next; one that is not closed is none."""
-    lines = text.split("\n")
-    fences = [number for number, line in enumerate(lines) if _FENCE in line]
+    lines, fences = _lines_and_fences(text)
     return ["\n".join(lines[start + 1 : end]) for start, end in zip(fences[::2], fences[1::2], strict=False)]
+
+
+def _lines_and_fences(text: str) -> tuple[list[str], list[int]]:
+    """The lines of a text, and the numbers of those that hold a fence."""
+    lines = text.split("\n")
+    return lines, [number for number, line in enumerate(lines) if _FENCE in line]
 
 
 def grade_programs(items: Iterable[tuple[str, Problem]], backend: Backend, limits: Limits, jobs: int) -> Iterator[Grade]:
