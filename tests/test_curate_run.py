@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 from structcot.curate.asking import ANSWERS
 from structcot.curate.command import curate
-from structcot.curate.config import MixConfig, read_curate
+from structcot.curate.config import MixConfig, SelectConfig, read_curate
 from structcot.curate.mix import cell_of, counts_of
 from structcot.curate.reformat import by_rule, fidelity, tagged
-from structcot.curate.selection import fault_of
+from structcot.curate.selection import fault_of, select
 from structcot.curate.stages import REJECTED, StageFiles, read_records
 from structcot.errors import ConfigError, StructcotError
 from structcot.tags import read_answer
@@ -372,13 +372,27 @@ def test_fidelity_falls_with_what_is_left_out_and_with_what_is_added() -> None:
 
 
 def test_answers_that_are_cut_or_loop_are_no_demonstrations(config_path: Path) -> None:
-    select = read_curate(config_path, ["select.max_tokens=10"]).select
+    config = read_curate(config_path, ["select.max_tokens=10"]).select
     fine = record("<think>a</think>b", text=tagged("a", "b"))
-    assert fault_of(fine, select) == ""
-    assert fault_of({**fine, "finish_reason": "length"}, select) == "the answer was cut off"
-    assert fault_of({**fine, "completion_tokens": 11}, select) == "the answer is longer than select.max_tokens"
+    assert fault_of(fine, config) == ""
+    assert fault_of({**fine, "finish_reason": "length"}, config) == "the answer was cut off"
+    assert fault_of({**fine, "completion_tokens": 11}, config) == "the answer is longer than select.max_tokens"
     loop = "Wait, let me check this once more, since it may be wrong. " * 30
-    assert fault_of({**fine, "text": tagged(loop, "b")}, select) == "the thought loops"
+    assert fault_of({**fine, "text": tagged(loop, "b")}, config) == "the thought loops"
+
+
+def test_the_same_answer_to_a_problem_counts_once(tmp_path: Path) -> None:
+    texts = {"a": ["It is 2.", "It  is\n2.", "It must be 2.", "It is 2."], "b": ["It is 2."]}
+    records = [
+        record("", id=problem, sample=number, text=tagged(thought, "2"))
+        for problem, thoughts in texts.items()
+        for number, thought in enumerate(thoughts)
+    ]
+    with stage_files(tmp_path) as files:
+        select(SelectConfig(per_problem=3), iter(records), files)
+    assert [(one["id"], one["sample"]) for one in read_records(files.directory / "kept.jsonl")] == [("a", 0), ("a", 2), ("b", 0)]
+    fallen = [(one["sample"], one["rejected"]["reason"]) for one in read_records(files.directory / REJECTED)]
+    assert fallen == [(1, "the same answer was there before"), (3, "the same answer was there before")]
 
 
 @pytest.mark.parametrize("prefer", ["shortest", "most-structured"])

@@ -1,4 +1,7 @@
-"""The stage that chooses: of the right answers to a problem those that end, do not loop, and are the shortest, or reflect the most."""
+"""The stage that chooses: of the right answers to a problem those that end, do not loop, and are the shortest, or reflect the most.
+
+A server that leaves out the seed or the temperature gives the same answer again: it counts once.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,16 @@ METRICS = ("steps", "step_types", "words", "keywords", "branches")
 def select(config: SelectConfig, records: Iterator[Record], files: StageFiles) -> None:
     """Keep `per_problem` answers of each problem; those of a problem follow one another. Each that stays has `metrics` of its thought."""
     for _, group in groupby(records, key=lambda record: record["id"]):
-        usable = []
+        usable: list[Record] = []
+        seen: set[str] = set()
         for record in group:
+            words = " ".join(record["text"].split())
             if fault := fault_of(record, config):
                 files.reject(record, fault)
+            elif words in seen:
+                files.reject(record, "the same answer was there before")
             else:
+                seen.add(words)
                 usable.append({**record, "metrics": metrics_of(record["text"])})
         chosen = sorted(usable, key=lambda record: _rank(record, config))[: config.per_problem]
         numbers = {record["sample"] for record in chosen}
