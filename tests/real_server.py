@@ -47,7 +47,7 @@ class RealServer:
         program = [sys.executable, "-m", "transformers.cli.transformers", "serve", self.model]
         options = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu"]
         if self.batches:
-            options.append("--continuous-batching")
+            options += ["--continuous-batching", "--cb-max-memory-percent", "0.2"]  # of the memory that is free, for keys and values
         with self.log_path.open("ab") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": "2" if self.batches else "1", "HF_HUB_OFFLINE": "1"}
             self.process = subprocess.Popen([*program, *options], stdout=log, stderr=log, env=environment)

