@@ -3,4 +3,4 @@
 Importing this package imports nothing else: every command loads what it needs when it runs.
 """
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"

@@ -12,7 +12,7 @@ import pytest
 from structcot.config import Config
 from structcot.data.plan import spread
 from structcot.data.render import IGNORE, RenderedSample
-from tests.one_step import REORDERED, ROUNDED, assert_near, relative_error
+from tests.one_step import RESHAPED, ROUNDED, assert_near, relative_error
 from tests.ranks import Steps, on_ranks, run_steps, run_steps_of
 from tests.tiny_models import random_samples, tiny_checkpoint, tiny_config
 
@@ -42,7 +42,7 @@ def reference(model_dir: Path, samples: list[RenderedSample], tuning: dict[str, 
     return run_steps(model_dir, samples, config_of(model_dir, 1, 1, 1, tuning), num_steps)
 
 
-def assert_same(got: Steps, wanted: Steps, tolerance: float = REORDERED) -> None:
+def assert_same(got: Steps, wanted: Steps, tolerance: float = RESHAPED) -> None:
     assert relative_error(got.losses[0], wanted.losses[0]) <= tolerance
     assert relative_error(got.grad_norms[0], wanted.grad_norms[0]) <= tolerance
     assert_near(got.gradients, wanted.gradients, tolerance)

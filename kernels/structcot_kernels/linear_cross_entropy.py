@@ -137,7 +137,9 @@ def forward_in_chunks(hidden_MD: Tensor, weight_VD: Tensor, labels_M: Tensor, ne
     chunk = kernel_chunk(num_columns, hidden_MD.element_size()) if triton else max(1, TORCH_CHUNK_ELEMENTS // max(1, num_columns))
     exp_mV = None
     if need_grad or not triton:
-        exp_mV = hidden_MD.new_empty((min(chunk, num_rows), cdiv(num_columns, 16) * 16))[:, :num_columns]  # kernels store 16 bytes at once
+        padded_mV = hidden_MD.new_empty((min(chunk, num_rows), cdiv(num_columns, 16) * 16))  # kernels store 16 bytes at once
+        padded_mV[:, num_columns:].zero_()  # a CPU with AMX multiplies columns in pairs, one beyond the last by 0: NaN would stay NaN
+        exp_mV = padded_mV[:, :num_columns]
     for start in range(0, num_rows, chunk):
         part = slice(start, min(start + chunk, num_rows))
         hidden_mD, scale_m = hidden_MD[part], made.scale_M[part] if need_grad else None
