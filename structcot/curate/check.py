@@ -50,7 +50,9 @@ def _reason(verdicts: dict[str, str]) -> str:
     said = set(verdicts.values())
     if "correct" in said:
         return "the graders disagree"
-    return {"wrong": "the answer is wrong", "no_answer": "there is no answer"}.get(said.pop() if len(said) == 1 else "", "not right")
+    if said == {"wrong"}:
+        return "the answer is wrong"
+    return "there is no answer" if said == {"no_answer"} else "no grader calls it right"
 
 
 def _grades(name: str, config: CheckConfig, files: StageFiles) -> Iterator[Grade]:
