@@ -6,7 +6,6 @@ import random
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from functools import cache
 
 from structcot.answers import answer_span, box_spans
 from structcot.perturb.choose import below, order_of, whole_share
@@ -25,6 +24,9 @@ _NUMBER = re.compile(r"\b\d+(?:\.\d+)?\b")
 # What a scope is called in a sentence.
 PLACES = {"thought": "thought", "solution": "solution", "both": "thought and the solution", "message": "answer"}
 Replacement = tuple[int, int, str]
+# What may stand in the place of a digit, and in that of one that a number begins with.
+_OTHERS = {digit: "0123456789".replace(digit, "") for digit in "0123456789"}
+_NOT_ZERO = {digit: others.replace("0", "") for digit, others in _OTHERS.items()}
 
 
 def corrupt_digits(answer: Answer, spec: Spec, rng: random.Random) -> Edit:
@@ -112,27 +114,17 @@ def _replacement(text: str, unit: Span, spec: Spec, rng: random.Random) -> str:
     old = text[start:end]
     if spec.replacement == "zero-to-ten":
         return str(below(11, rng))
-    leads = spec.unit == "number" or not text[max(0, start - 1) : start].isdigit()
-    is_long = len(old) > 1 and old[1].isdigit() if spec.unit == "number" else text[end : end + 1].isdigit()
     if spec.unit != "number":
-        return _other_digit(old, rng, may_be_zero=not (leads and is_long and old != "0"))
-    new = old
+        leads = text[end : end + 1].isdigit() and not text[max(0, start - 1) : start].isdigit()
+        others = (_NOT_ZERO if leads and old != "0" else _OTHERS)[old]
+        return others[int(rng.random() * len(others))]  # `below`, written out: there may be thousands of digits in a record
+    is_long, new = len(old) > 1 and old[1].isdigit(), old
     while new == old:
         digits = [str(below(10, rng)) if character.isdigit() else character for character in old]
         if is_long and old[0] != "0":
             digits[0] = str(1 + below(9, rng))
         new = "".join(digits)
     return new
-
-
-def _other_digit(old: str, rng: random.Random, *, may_be_zero: bool) -> str:
-    others = _others(old, may_be_zero)
-    return others[below(len(others), rng)]
-
-
-@cache
-def _others(old: str, may_be_zero: bool) -> str:
-    return "0123456789"[not may_be_zero :].replace(old, "")
 
 
 def _keyword_sentences(contents: Sequence[str], pattern: re.Pattern[str]) -> list[tuple[int, ...]]:
