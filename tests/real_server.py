@@ -24,7 +24,7 @@ START_SECONDS = 180.0
 class RealServer:
     """The server, running or not. Its port stays the same, so that a client finds it again.
 
-    It answers one request after another on one core, or with `batches` all at once on both: four times as fast, but what it samples then
+    It answers one request after another on one core, or with `batches` all at once on both: three times as fast, but what it samples then
     depends on what else it is asked.
     """
 
@@ -72,12 +72,16 @@ class RealServer:
             return False
 
 
+def need_packages() -> None:
+    """Skip the test where a package that the server needs is not installed."""
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"transformers serve needs {', '.join(missing)}: pip install structcot[dev]")
+
+
 @contextmanager
 def real_server(model_dir: Path, log_path: Path, *, batches: bool = False) -> Iterator[RealServer]:
     """A started server of the model in `model_dir`; skips the test where a package that it needs is not installed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"transformers serve needs {', '.join(missing)}: pip install structcot[dev]")
+    need_packages()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         server = RealServer(model_dir=model_dir, port=free.getsockname()[1], log_path=log_path, batches=batches)

@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -29,19 +28,20 @@ from structcot.curate.asking import ANSWERS
 from structcot.curate.reformat import tagged
 from structcot.curate.stages import read_records
 from structcot.errors import FetchError
+from structcot.eval.prompts import prompt_styles
 from structcot.fetch import fetch
 from structcot.grading.case import Case
 from structcot.grading.graders import GRADERS
 from structcot.tags import read_answer
 from tests.faulty_server import Exchange, FaultyServer
-from tests.real_server import real_server
-from tests.test_curate_run import outcome_of
+from tests.real_server import need_packages, real_server
+from tests.test_curate_run import outcome_of, wait_for
 from tests.tiny_run import read_jsonl, write_jsonl
 
 GSM8K = Path(__file__).parent.parent.parent / "shared" / "data" / "benchmarks" / "gsm8k.jsonl"
 NUM_PROBLEMS, NUM_SAMPLES, NUM_KILLS, CONCURRENCY = 50, 4, 5, 8
 NUM_DEMONSTRATIONS, TEMPERATURE = 600, 0.5
-ASKS = "Return your final response within \\boxed{}. "
+SERVER_SECONDS = 1800.0
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +71,7 @@ class Relay:
 def test_right_answers_of_a_real_model_are_kept_though_the_curation_is_killed_five_times(tmp_path: Path) -> None:
     if not GSM8K.is_file():
         pytest.skip("the benchmark files are not at hand (../shared/data/benchmarks)")
+    need_packages()  # before the minutes of tuning
     shortest = sorted(read_jsonl(GSM8K), key=lambda row: len(row["question"]) + len(row["answer"]))
     problems = write_jsonl(tmp_path / "problems.jsonl", shortest[:NUM_PROBLEMS])
     model_dir = tuned_model(tmp_path, shortest[NUM_PROBLEMS:][:NUM_DEMONSTRATIONS])
@@ -82,7 +83,7 @@ def test_right_answers_of_a_real_model_are_kept_though_the_curation_is_killed_fi
         rng = Random(3)
         for kill in range(NUM_KILLS):
             process = start("curate", path)
-            wait_for(answers, (kill + 1) * 30 + rng.randrange(10), process)
+            wait_for(answers, (kill + 1) * 30 + rng.randrange(10), process, SERVER_SECONDS)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         assert start("curate", path).wait() == 0
@@ -142,8 +143,9 @@ max_tokens_per_microbatch = 2048
 def demonstration_of(row: dict[str, str]) -> dict[str, object]:
     """A problem of GSM8K with its reference solution as the thought, without the notes of a calculator."""
     thought, _, gold = re.sub(r"<<[^>]*>>", "", row["answer"]).rpartition("\n#### ")
+    asked = prompt_styles()["boxed"].template.replace("{question}", row["question"])
     reply = tagged(thought, f"\\boxed{{{gold}}}")
-    return {"messages": [{"role": "user", "content": ASKS + row["question"]}, {"role": "assistant", "content": reply}]}
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]}
 
 
 def config_text(problems: Path, url: str, model: str, output_dir: Path) -> str:
@@ -170,8 +172,3 @@ per_problem = {NUM_SAMPLES}
 def start(command: str, *arguments: Path | str) -> subprocess.Popen[bytes]:
     program = [sys.executable, "-m", f"structcot.{command}", *map(str, arguments)]
     return subprocess.Popen(program, stdout=subprocess.DEVNULL, start_new_session=True)
-
-
-def wait_for(answers: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    while (not answers.is_file() or answers.read_bytes().count(b"\n") < count) and process.poll() is None:
-        time.sleep(0.05)

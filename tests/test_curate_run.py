@@ -205,8 +205,8 @@ def test_a_curation_killed_at_random_ends_with_the_same_bytes_and_pays_for_nothi
     assert sum(times.values()) - len(times) <= 5 * 2, "only what was in flight at a kill is asked again"
 
 
-def wait_for(answers: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
+def wait_for(answers: Path, count: int, process: subprocess.Popen[bytes], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
     while (not answers.is_file() or answers.read_bytes().count(b"\n") < count) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)

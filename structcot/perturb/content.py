@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"\b\d+(?:\.\d+)?\b")
 # What a scope is called in a sentence.
 PLACES = {"thought": "thought", "solution": "solution", "both": "thought and the solution", "message": "answer"}
 Replacement = tuple[int, int, str]
-# What may stand in the place of a digit, and in that of one that a number begins with.
+# What may stand in the place of a digit, and in that of one that a longer number begins with.
 _OTHERS = {digit: "0123456789".replace(digit, "") for digit in "0123456789"}
 _NOT_ZERO = {digit: others.replace("0", "") for digit, others in _OTHERS.items()}
 
@@ -116,8 +116,8 @@ def _replacement(text: str, unit: Span, spec: Spec, rng: random.Random) -> str:
         return str(below(11, rng))
     if spec.unit != "number":
         leads = text[end : end + 1].isdigit() and not text[max(0, start - 1) : start].isdigit()
-        others = (_NOT_ZERO if leads and old != "0" else _OTHERS)[old]
-        return others[int(rng.random() * len(others))]  # `below`, written out: there may be thousands of digits in a record
+        others = (_NOT_ZERO if leads else _OTHERS)[old]
+        return others[below(len(others), rng)]
     is_long, new = len(old) > 1 and old[1].isdigit(), old
     while new == old:
         digits = [str(below(10, rng)) if character.isdigit() else character for character in old]
